@@ -1,0 +1,54 @@
+/// \file
+/// How a pool is set up. Every member has a default that suits most programs.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+
+#include "orderly/error.hpp"
+#include "orderly/export.h"
+
+namespace orderly {
+
+/// Called when an allocation would fail. Gets the bytes requested; returns true to have the pool try again (after
+/// freeing something, say), false to let the allocation fail. Runs without any lock of the pool held, on the
+/// allocating thread; it may allocate and free. An exception leaves pool::allocate, and is a plain failure in
+/// pool::try_allocate.
+using out_of_memory_handler = std::function<bool(std::size_t bytes)>;
+
+/// Called for each refused free that has no other way to report: pool::deallocate, std::pmr. Runs on the freeing
+/// thread, without any lock of the pool held. Must not throw: pool::deallocate is noexcept.
+using bad_free_handler = std::function<void(const bad_free& report)>;
+
+/// Ready-made handlers of bad frees. Whichever is set, stats().bad_frees counts every refused free.
+namespace on_bad_free {
+ORDERLY_API void print(const bad_free& report);  ///< one line on stderr (the default)
+ORDERLY_API void abort(const bad_free& report);  ///< one line on stderr, then std::abort
+ORDERLY_API void count(const bad_free& report);  ///< nothing more than the count
+}  // namespace on_bad_free
+
+struct options {
+  /// Largest sum of memory that the pool may ever manage, in bytes; also the largest single request. Rounded up to
+  /// whole chunks. 0: what the source can provide (host: the machine's physical
+  /// memory).
+  std::size_t capacity = 0;
+
+  /// Smallest block in bytes, a power of two, 16 to 64 KiB. 0: 256.
+  std::size_t granule = 0;
+
+  /// Unit in which physical memory is committed and released, a power of two, at least the source's granularity and
+  /// at least the granule. 0: the source's preference (host: 64 KiB).
+  std::size_t chunk = 0;
+
+  /// Upper bound on committed bytes at any instant, rounded down to whole chunks. 0: the capacity.
+  std::size_t limit = 0;
+
+  /// Free memory that the pool keeps committed before it moves memory from where it lies idle to where it is needed,
+  /// as a fraction of the peak of requested bytes.
+  double slack = 0.125;
+
+  out_of_memory_handler on_out_of_memory;                    ///< empty: fail at once
+  bad_free_handler on_bad_free = orderly::on_bad_free::print;
+};
+
+}  // namespace orderly

@@ -1,0 +1,87 @@
+/* The C interface, usable from C11. Names and values are stable across releases.
+ *
+ * Thread safety: every function except orderly_pool_destroy may be called from any thread at any time. A handle whose
+ * pool was destroyed is recognised: functions that return a code return ORDERLY_ERROR_POOL_GONE, others null. */
+#ifndef ORDERLY_H
+#define ORDERLY_H
+
+#include <stddef.h>
+
+#include "orderly/export.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+  ORDERLY_OK = 0,
+  ORDERLY_ERROR_INVALID_ARGUMENT = 1,    /* an option or argument is out of range */
+  ORDERLY_ERROR_OUT_OF_MEMORY = 2,       /* the limit is reached and nothing could be reclaimed */
+  ORDERLY_ERROR_SOURCE_FAILED = 3,       /* the memory source refused to reserve or to commit */
+  ORDERLY_ERROR_DOUBLE_FREE = 10,        /* the block is free already */
+  ORDERLY_ERROR_INTERIOR_POINTER = 11,   /* the pointer lies inside a live block, not at its start */
+  ORDERLY_ERROR_FOREIGN_POINTER = 12,    /* no pool of this process serves the pointer */
+  ORDERLY_ERROR_MISALIGNED_POINTER = 13, /* the pointer is not a multiple of the granule */
+  ORDERLY_ERROR_SIZE_MISMATCH = 14,      /* the given size rounds to another class than the block's */
+  ORDERLY_ERROR_WRONG_POOL = 15,         /* another pool of this process serves the pointer */
+  ORDERLY_ERROR_POOL_GONE = 16           /* the pool was destroyed */
+};
+
+typedef struct orderly_pool orderly_pool;
+
+/* All in bytes; 0 = default. granule: smallest block, power of two (256). chunk: unit of physical memory, power of two
+ * (64 KiB on the host). capacity: most memory ever managed (physical memory). limit: most memory committed (capacity). */
+typedef struct {
+  size_t capacity, granule, chunk, limit;
+} orderly_options;
+
+/* Creates a pool of host memory. options may be null. Returns ORDERLY_OK, ORDERLY_ERROR_INVALID_ARGUMENT or
+ * ORDERLY_ERROR_SOURCE_FAILED; on an error *pool is null. */
+ORDERLY_API int orderly_pool_create_host(const orderly_options *options, orderly_pool **pool);
+
+/* Releases the pool with all its blocks. No other thread may be inside a call on this pool. Null or a handle whose pool
+ * is gone is ignored. */
+ORDERLY_API void orderly_pool_destroy(orderly_pool *pool);
+
+/* A block of at least `bytes` bytes (0 counts as 1), aligned to the granule. Null: out of memory. */
+ORDERLY_API void *orderly_allocate(orderly_pool *pool, size_t bytes);
+
+/* The same, aligned to `alignment`: a power of two, at most the chunk. */
+ORDERLY_API void *orderly_allocate_aligned(orderly_pool *pool, size_t bytes, size_t alignment);
+
+/* Frees a block; bytes as requested, or 0: unknown. Null is ignored. Returns ORDERLY_OK or a code; a refused free
+ * changes nothing. */
+ORDERLY_API int orderly_deallocate(orderly_pool *pool, void *pointer, size_t bytes);
+
+/* Coalescing pass: caches are reclaimed, free buddies merged. */
+ORDERLY_API int orderly_defragment(orderly_pool *pool);
+
+/* Decommits free memory until at most keep_bytes are committed, or nothing more can be released. */
+ORDERLY_API int orderly_trim(orderly_pool *pool, size_t keep_bytes);
+
+/* Usable bytes of the live block that starts at pointer; 0 if none does. */
+ORDERLY_API size_t orderly_block_size(const orderly_pool *pool, const void *pointer);
+
+/* 1 if pointer lies in a live block of the pool, else 0. */
+ORDERLY_API int orderly_owns(const orderly_pool *pool, const void *pointer);
+
+/* See orderly::statistics in orderly/stats.hpp. */
+typedef struct {
+  size_t requested, allocated, cached, committed, peak_requested, peak_committed, capacity;
+  unsigned long long allocations, frees, failed, bad_frees, passes;
+} orderly_stats;
+
+ORDERLY_API int orderly_pool_stats(const orderly_pool *pool, orderly_stats *stats);
+
+/* One sentence about a code; never null. */
+ORDERLY_API const char *orderly_strerror(int code);
+
+/* The message of this thread's last refused free or failed call: values, block, state. Never null; valid until the
+ * thread's next failing call. */
+ORDERLY_API const char *orderly_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

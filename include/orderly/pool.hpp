@@ -1,0 +1,105 @@
+/// \file
+/// The pool: the one class that most programs need.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <type_traits>
+
+#include "orderly/error.hpp"
+#include "orderly/export.h"
+#include "orderly/options.hpp"
+#include "orderly/source.hpp"
+#include "orderly/stats.hpp"
+
+namespace orderly {
+
+/// A memory pool that any number of threads use at once.
+///
+/// Thread safety: every member function except construction, destruction and move may be called from any thread at any
+/// time. A block may be freed by another thread than the one that allocated it.
+///
+/// Progress: allocate and deallocate are lock-free, with these exceptions by name: an allocation that would otherwise
+/// be refused waits for the pass that reclaims memory, a thread's first use of a pool obtains memory from the system,
+/// and growth calls the memory source. trim, defragment and destruction run a pass under a mutex.
+///
+/// Memory: the pool never reads or writes the memory that it manages; all its records lie elsewhere.
+///
+/// Destruction: blocks still live are released with the pool. No other thread may be inside a call; threads that used
+/// the pool may exit later, in any order.
+class ORDERLY_API pool {
+ public:
+  /// Host memory. Throws std::invalid_argument (an option out of range), out_of_memory (the source refused).
+  explicit pool(const options& settings = {});
+
+  /// Memory from `source`. Throws as above.
+  explicit pool(std::unique_ptr<memory_source> source, const options& settings = {});
+
+  pool(pool&& other) noexcept;
+  pool& operator=(pool&& other) noexcept;
+  ~pool();
+
+  /// A block of at least `bytes` bytes (0 counts as 1), aligned to `alignment` (a power of two, at most the chunk
+  /// size) and never less than to the granule.
+  /// Throws out_of_memory; std::invalid_argument when the alignment is not a power of two or above the chunk size;
+  /// whatever the out-of-memory handler throws.
+  [[nodiscard]] void* allocate(std::size_t bytes, std::size_t alignment = 1);
+
+  /// The same; null instead of an exception.
+  [[nodiscard]] void* try_allocate(std::size_t bytes, std::size_t alignment = 1) noexcept;
+
+  /// Frees a block. `bytes` as given to allocate. A null pointer is ignored. A bad free changes nothing, is counted,
+  /// and goes to options::on_bad_free.
+  void deallocate(void* pointer, std::size_t bytes) noexcept;
+  void deallocate(void* pointer) noexcept;
+
+  /// The same; the outcome is returned and the handler is not called. `bytes` 0: unknown. On a bad free `*report`, if
+  /// given, tells what was found.
+  [[nodiscard]] error try_deallocate(void* pointer, std::size_t bytes = 0, bad_free* report = nullptr) noexcept;
+
+  /// The same; throws bad_free_error.
+  void deallocate_or_throw(void* pointer, std::size_t bytes = 0);
+
+  /// True if the address lies in a live block of this pool.
+  [[nodiscard]] bool owns(const void* pointer) const noexcept;
+
+  /// Usable bytes of the live block that starts at `pointer`; 0 if none does.
+  [[nodiscard]] std::size_t block_size(const void* pointer) const noexcept;
+
+  /// Reclaims what caches hold and decommits free chunks until at most `keep_bytes` are committed, or nothing more can
+  /// be released. Returns the bytes decommitted.
+  std::size_t trim(std::size_t keep_bytes = 0) noexcept;
+
+  /// A coalescing pass: reclaims what caches hold and merges every pair of free buddies. Returns the bytes that came
+  /// back from caches.
+  std::size_t defragment() noexcept;
+
+  [[nodiscard]] statistics stats() const noexcept;
+
+  /// Calls `visit(const block_info&)` for every block in address order, free and cached ones included. Each block is
+  /// reported as it was at some instant of the call; at quiescence the blocks tile the pool's used range. `visit` must
+  /// not call into the pool.
+  template <class Visitor>
+    requires std::is_invocable_v<Visitor&, const block_info&>
+  void for_each_block(Visitor&& visit) const {
+    visit_blocks([](void* context, const block_info& block) { (*static_cast<std::remove_reference_t<Visitor>*>(context))(block); },
+                 const_cast<void*>(static_cast<const void*>(std::addressof(visit))));
+  }
+
+  [[nodiscard]] std::size_t granule() const noexcept;
+  [[nodiscard]] std::size_t chunk() const noexcept;
+  [[nodiscard]] std::size_t capacity() const noexcept;
+  [[nodiscard]] std::size_t limit() const noexcept;
+
+  /// Length of the block that a request of `bytes` gets; 0 if it is above the capacity.
+  [[nodiscard]] std::size_t rounded(std::size_t bytes) const noexcept;
+
+ private:
+  void visit_blocks(void (*visit)(void*, const block_info&), void* context) const;
+
+  class state;
+  state* state_;
+};
+
+}  // namespace orderly

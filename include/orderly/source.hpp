@@ -1,0 +1,59 @@
+/// \file
+/// Where a pool's memory comes from. A new kind of memory is one class that implements this interface.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "orderly/export.h"
+
+namespace orderly {
+
+/// A source reserves one address range for a pool and commits physical memory inside it by chunk.
+///
+/// Pre, for every call: addresses and lengths are multiples of granularity(), inside a range that reserve() returned.
+/// Thread safety: the pool calls commit() and decommit() from several threads at once, never twice at once on one
+/// chunk. Progress: a source may take locks and make system calls; the pool calls it off its hot path only.
+/// The pool never reads or writes the memory itself.
+class ORDERLY_API memory_source {
+ public:
+  memory_source() = default;
+  memory_source(const memory_source&) = delete;
+  memory_source& operator=(const memory_source&) = delete;
+  virtual ~memory_source();
+
+  /// Smallest unit of commit(), a power of two.
+  [[nodiscard]] virtual std::size_t granularity() const noexcept = 0;
+
+  /// The unit of commit() that suits this source, a power of two, at least granularity().
+  [[nodiscard]] virtual std::size_t preferred_chunk() const noexcept { return granularity(); }
+
+  /// Most bytes that the source can provide. 0: unknown, the pool's capacity must be given.
+  [[nodiscard]] virtual std::size_t capacity() const noexcept { return 0; }
+
+  /// True: addresses are plentiful, physical memory is committed by chunk, and reserve() may be asked for many times
+  /// the pool's capacity. False: reserve() hands out memory that is there already (one plain allocation); commit() and
+  /// decommit() are not called, and the pool splits and merges across the whole range.
+  [[nodiscard]] virtual bool is_virtual() const noexcept = 0;
+
+  /// Reserves `bytes` of addresses aligned to `alignment`. Null: refused.
+  [[nodiscard]] virtual void* reserve(std::size_t bytes, std::size_t alignment) noexcept = 0;
+
+  /// Gives a range of reserve() back, committed or not.
+  virtual void release(void* address, std::size_t bytes) noexcept = 0;
+
+  /// Makes the range usable. False: refused, and nothing of the range is committed.
+  [[nodiscard]] virtual bool commit(void* address, std::size_t bytes) noexcept = 0;
+
+  /// Returns the range's physical memory. The contents are lost. False: refused, and the range stays committed.
+  [[nodiscard]] virtual bool decommit(void* address, std::size_t bytes) noexcept = 0;
+};
+
+/// Anonymous host memory: commits by first touch, decommits with MADV_DONTNEED. Granularity: the page size.
+[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_host_source();
+
+/// One buffer that the caller owns and keeps alive longer than the pool. The buffer must be aligned to the granule;
+/// blocks are aligned within it as far as its own alignment goes.
+[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_fixed_buffer_source(void* buffer, std::size_t bytes);
+
+}  // namespace orderly

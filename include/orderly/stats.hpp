@@ -1,0 +1,41 @@
+/// \file
+/// Counters of a pool, and what it tells of a block.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "orderly/error.hpp"
+
+namespace orderly {
+
+/// A snapshot. At quiescence every equation below holds exactly; while other threads work, each member is the value
+/// of some recent instant. All sizes in bytes.
+///
+///   requested <= allocated,  allocated + cached <= committed <= capacity
+struct statistics {
+  std::size_t requested = 0;       ///< sum of the sizes asked for, over live blocks
+  std::size_t allocated = 0;       ///< sum of the lengths of live blocks (requested, rounded to classes)
+  std::size_t cached = 0;          ///< blocks in magazines: freed, not yet given back to the buddy system
+  std::size_t committed = 0;       ///< physical memory held
+  std::size_t peak_requested = 0;  ///< highest requested. Exact while one thread works; between threads it may miss
+                                   ///< what they have not published yet, at most 64 KiB or 1/128 of the peak each
+  std::size_t peak_committed = 0;  ///< highest committed, exact
+  std::size_t capacity = 0;        ///< options::capacity as rounded
+  std::size_t limit = 0;           ///< options::limit as rounded
+  std::uint64_t allocations = 0;   ///< successful allocations
+  std::uint64_t frees = 0;         ///< successful frees
+  std::uint64_t failed = 0;        ///< allocations refused
+  std::uint64_t bad_frees = 0;     ///< frees refused
+  std::uint64_t passes = 0;        ///< passes under the mutex: reclaim, trim, defragment
+};
+
+/// One block as pool::for_each_block shows it.
+struct block_info {
+  void* address = nullptr;
+  std::size_t bytes = 0;      ///< length
+  std::size_t requested = 0;  ///< bytes asked for; 0 unless live
+  block_state state = block_state::none;
+};
+
+}  // namespace orderly

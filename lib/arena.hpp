@@ -1,0 +1,82 @@
+/// \file
+/// The arena: one reserved address range, and the account of what of it is committed.
+///
+/// committed() counts bytes that the source has committed or is just committing; it never exceeds the limit, because a
+/// thread charges the account before it asks the source and refunds what the source refused. Whoever commits or decommits
+/// a chunk owns it (see chunk_table), so no two calls to the source overlap.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "atomic.hpp"
+#include "block_word.hpp"
+#include "chunk_table.hpp"
+#include "geometry.hpp"
+#include "orderly/source.hpp"
+
+namespace orderly::detail {
+
+/// Up to where a thread may commit: to the soft limit, above which memory that lies idle is to be moved first, or to
+/// the hard one.
+enum class ceiling : std::uint8_t { soft, hard };
+
+enum class refusal : std::uint8_t {
+  none,
+  no_node,     ///< every block is in use or cached
+  soft_limit,
+  hard_limit,
+  source,      ///< the source refused to commit
+};
+
+class arena {
+ public:
+  arena(std::unique_ptr<memory_source> source, const geometry& shape) noexcept;
+  arena(const arena&) = delete;
+  arena& operator=(const arena&) = delete;
+  ~arena();
+
+  /// Reserves the range. False: the source, or the system for the tables, refused.
+  [[nodiscard]] bool open() noexcept;
+
+  [[nodiscard]] const geometry& shape() const noexcept { return shape_; }
+  [[nodiscard]] const chunk_table& chunks() const noexcept { return chunks_; }
+  [[nodiscard]] std::byte* base() const noexcept { return base_; }
+  [[nodiscard]] void* address(std::uint64_t granule) const noexcept { return base_ + shape_.bytes(granule); }
+
+  /// Offset of an address in the range in bytes; nothing if it lies outside.
+  [[nodiscard]] std::optional<std::uint64_t> offset(const void* pointer) const noexcept;
+
+  /// Commits what is missing of the first `granules` of a node of the tree. Pre: the caller owns the node, and it is at
+  /// least a chunk. On refusal nothing has changed.
+  [[nodiscard]] refusal commit(node n, std::uint64_t granules, ceiling up_to) noexcept;
+
+  /// Decommits every committed chunk of an owned node of at least a chunk. Returns the bytes; 0 also if the source
+  /// refused.
+  std::size_t decommit(node n) noexcept;
+
+  /// The same for a range outside the tree, given in chunks from the node's start: [from, to).
+  [[nodiscard]] refusal commit(node n, std::uint64_t from, std::uint64_t to, ceiling up_to) noexcept;
+  [[nodiscard]] bool decommit(node n, std::uint64_t from, std::uint64_t to) noexcept;
+
+  [[nodiscard]] std::size_t committed() const noexcept { return committed_.load(relaxed); }  // a figure, no hand-over
+  [[nodiscard]] std::size_t peak_committed() const noexcept { return peak_committed_.load(relaxed); }
+  [[nodiscard]] std::size_t soft_limit() const noexcept { return soft_limit_.load(relaxed); }
+  void set_soft_limit(std::size_t bytes) noexcept { soft_limit_.store(bytes, relaxed); }  // advice, no hand-over
+
+ private:
+  [[nodiscard]] refusal charge(std::size_t bytes, ceiling up_to) noexcept;
+  void refund(std::size_t bytes) noexcept { committed_.fetch_sub(bytes, relaxed); }  // a sum; nothing is published
+
+  std::unique_ptr<memory_source> source_;
+  geometry shape_;
+  std::byte* base_ = nullptr;
+  chunk_table chunks_;
+  alignas(64) atomic<std::size_t> committed_{0};
+  atomic<std::size_t> peak_committed_{0};
+  atomic<std::size_t> soft_limit_{0};
+};
+
+}  // namespace orderly::detail

@@ -1,0 +1,46 @@
+/// \file
+/// The one door to atomics: every atomic object and every barrier of the library is named here, so that a build can
+/// replace them all.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace orderly::detail {
+
+template <class T>
+using atomic = std::atomic<T>;
+
+inline constexpr auto relaxed = std::memory_order_relaxed;
+inline constexpr auto acquire = std::memory_order_acquire;
+inline constexpr auto release = std::memory_order_release;
+inline constexpr auto acq_rel = std::memory_order_acq_rel;
+inline constexpr auto seq_cst = std::memory_order_seq_cst;
+
+static_assert(atomic<std::uint64_t>::is_always_lock_free);
+static_assert(atomic<std::uint32_t>::is_always_lock_free);
+
+/// Two threads that each write one word and then read the other's must not both read the old value. When one side runs
+/// often and the other hardly ever, the rare side can pay for both: it makes every running thread of the process execute
+/// a full barrier (membarrier, Linux 4.14), and the frequent side only keeps the compiler from reordering. This is the
+/// asymmetric barrier of P1202. Where the system call is missing, the frequent side pays with an atomic exchange.
+class asymmetric_barrier {
+ public:
+  /// True: light() suffices on the frequent side. Decided once per process, before the first pool exists.
+  [[nodiscard]] static bool available() noexcept { return available_; }
+
+  /// Frequent side, between its write and its read.
+  static void light() noexcept { std::atomic_signal_fence(seq_cst); }
+
+  /// Rare side, between its write and its read: on return, each other thread's program order has a point at which it
+  /// executed a full barrier during this call.
+  static void heavy() noexcept;
+
+  /// Asks the system once. Called by each pool's construction.
+  static void prepare() noexcept;
+
+ private:
+  static bool available_;
+};
+
+}  // namespace orderly::detail

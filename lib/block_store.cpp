@@ -1,0 +1,123 @@
+#include "block_store.hpp"
+
+#include <algorithm>
+#include <bit>
+
+namespace orderly::detail {
+
+bool block_store::open() noexcept {
+  return memory_.open() && tree_.open(shape(), memory_.chunks()) && slots_.open(memory_);
+}
+
+/// Turns an owned node of at least the shape's order into blocks and gives the rest away. Whole blocks come as many at
+/// once as the node and `out` have room for.
+std::size_t block_store::take_from(node n, block_shape block, std::span<std::uint32_t> out) noexcept {
+  unsigned order = block.order;
+  if (block.sixteenths == whole)
+    order = std::min<unsigned>(n.order, order + static_cast<unsigned>(std::bit_width(out.size()) - 1));
+  n = tree_.split(n, order);
+  if (block.sixteenths != whole) {
+    tree_.carve(n, block.sixteenths);
+    out[0] = static_cast<std::uint32_t>(n.granule());
+    return 1;
+  }
+  const std::uint32_t first = tree_.shatter(n, block.order);
+  const std::size_t count = std::size_t{1} << (n.order - block.order);
+  for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<std::uint32_t>((first + i) << block.order);
+  return count;
+}
+
+std::size_t block_store::take(block_shape block, std::span<std::uint32_t> out, ceiling up_to, refusal& why) noexcept {
+  const unsigned chunk_order = shape().chunk_order;
+  std::size_t count = 0;
+  why = refusal::none;
+  while (count < out.size()) {
+    auto n = tree_.claim(block.order);
+    if (!n) {
+      why = refusal::no_node;
+      break;
+    }
+    if (n->order >= chunk_order) {
+      // A chunk is committed before anything smaller than it exists; see chunk_table.
+      const bool large = block.order >= chunk_order;
+      *n = tree_.split(*n, large ? block.order : chunk_order);
+      why = memory_.commit(*n, large ? granules_of(block.order, block.sixteenths) : std::uint64_t{1} << chunk_order,
+                           up_to);
+      if (why != refusal::none) {
+        tree_.give(*n, whole);
+        break;
+      }
+    }
+    count += take_from(*n, block, out.subspan(count));
+  }
+  return count;
+}
+
+std::optional<node> block_store::take_one(block_shape block, std::uint64_t granules, ceiling up_to,
+                                          refusal& why) noexcept {
+  if (shape().in_tree(block.order)) {
+    std::uint32_t granule = 0;
+    if (take(block, {&granule, 1}, up_to, why) == 0) return std::nullopt;
+    return node{granule >> block.order, block.order};
+  }
+  const std::uint64_t chunks = (granules + (std::uint64_t{1} << shape().chunk_order) - 1) >> shape().chunk_order;
+  return slots_.take(block.order, chunks, up_to, why);
+}
+
+void block_store::give(node n, unsigned sixteenths) noexcept {
+  if (shape().in_tree(n.order))
+    tree_.give(n, sixteenths);
+  else
+    slots_.give(n);
+}
+
+std::size_t block_store::trim(std::size_t bytes) noexcept {
+  if (shape().flat) return 0;
+  std::size_t released = slots_.trim(bytes);
+  // Largest nodes first. What is given back bare may merge with a backed neighbour into a larger node, so start over
+  // while anything was released.
+  for (bool again = true; again && released < bytes;) {
+    again = false;
+    for (unsigned order = shape().root_order + 1; order-- > shape().chunk_order;) {
+      while (released < bytes) {
+        const auto n = tree_.claim_backed(order);
+        if (!n) break;
+        const bool backed = memory_.chunks().backed(*n);
+        const std::size_t bytes_of_node = memory_.decommit(*n);
+        tree_.give(*n, whole);
+        if (backed && bytes_of_node == 0) return released;  // the source refuses
+        released += bytes_of_node;
+        again = again || bytes_of_node != 0;
+      }
+    }
+  }
+  return released;
+}
+
+block_store::found block_store::describe(node n, block_word word) const noexcept {
+  const bool trimmed = word.sixteenths() != 0;
+  return {n, word, shape().bytes(shape().granule(n)), length(n, trimmed ? word.sixteenths() : whole), true};
+}
+
+block_store::found block_store::find(std::uint64_t offset) const noexcept {
+  const std::uint64_t granule = offset >> shape().granule_shift;
+  if (granule >= shape().tree_granules) {
+    const node n = slots_.at_granule(granule);
+    const block_word seen = slots_.look(n);
+    if (seen.state() == block_state::none) return {};
+    return describe(n, seen);
+  }
+  for (unsigned order = 0; order <= shape().root_order; ++order) {
+    const node n{static_cast<std::uint32_t>(granule >> order), static_cast<std::uint8_t>(order)};
+    const block_word seen = tree_.look(n);
+    if (seen.state() != block_state::none && seen.state() != block_state::split) return describe(n, seen);
+  }
+  return {};
+}
+
+block_store::found block_store::find_live(std::uint64_t offset) const noexcept {
+  const found at = find(offset);
+  return at.exists && at.word.state() == block_state::live && at.offset == offset ? at : found{};
+}
+
+}  // namespace orderly::detail

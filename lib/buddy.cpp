@@ -1,0 +1,177 @@
+#include "buddy.hpp"
+
+#include <bit>
+
+#include "size_class.hpp"
+
+namespace orderly::detail {
+
+bool buddy::open(const geometry& shape, const chunk_table& chunks) noexcept {
+  shape_ = shape;
+  chunks_ = &chunks;
+  std::uint64_t total = 0;
+  for (unsigned order = 0; order <= shape.root_order; ++order) total += shape.nodes(order) + 1;
+  if (!word_table_.reserve(total) || !link_table_.reserve(total)) return false;
+  std::uint64_t start = 0;
+  for (unsigned order = 0; order <= shape.root_order; ++order) {
+    words_[order] = word_table_.data() + start;
+    links_[order] = link_table_.data() + start;
+    start += shape.nodes(order) + 1;  // one more: the buddy of the last node may lie past the end
+  }
+  if (shape.flat) {
+    next_root_.store(1, relaxed);  // no other thread yet
+    for (std::uint64_t granule = 0; granule < shape.tree_granules;) {
+      const auto order = static_cast<unsigned>(std::bit_width(shape.tree_granules - granule) - 1);
+      const node n{static_cast<std::uint32_t>(granule >> order), static_cast<std::uint8_t>(order)};
+      for (node above = n.parent(); above.order <= shape.root_order; above = above.parent())
+        word(above).store(block_word::split().bits(), relaxed);  // no other thread yet
+      publish(n);
+      hint(n);
+      granule += std::uint64_t{1} << order;
+    }
+  }
+  return true;
+}
+
+std::uint64_t buddy::used_granules() const noexcept {
+  if (shape_.flat) return shape_.tree_granules;
+  return std::uint64_t{next_root_.load(relaxed)} << shape_.root_order;  // a bound for walks; words tell the rest
+}
+
+bool buddy::claim_word(node n) noexcept {
+  std::uint64_t expected = block_word::free().bits();
+  // W: acquires what the last owner published. seq_cst for H: ordered after the link's release in pop().
+  return word(n).compare_exchange_strong(expected, block_word::owned().bits(), seq_cst, seq_cst);
+}
+
+void buddy::publish(node n) noexcept {
+  word(n).store(block_word::free().bits(), seq_cst);  // W, and the first step of H and M
+}
+
+void buddy::hint(node n) noexcept {
+  link_code expected = unlinked;
+  // H: the second step of the giver. Winning the link makes this thread the only one to push the node.
+  if (!links_[n.order][n.index].compare_exchange_strong(expected, last, seq_cst, seq_cst)) return;
+  lists& of_order = lists_[n.order];
+  (chunks_->backed(n) ? of_order.backed : of_order.bare).push(links_[n.order], n.index);
+}
+
+std::optional<node> buddy::pop(free_list& list, unsigned order) noexcept {
+  while (const auto index = list.try_pop(links_[order])) {
+    links_[order][*index].store(unlinked, seq_cst);  // H: the first step of the popper; claim_word is the second
+    const node n{*index, static_cast<std::uint8_t>(order)};
+    if (claim_word(n)) return n;
+    // A hint out of date: the node was claimed past the list. Whoever frees it again finds the link clear.
+  }
+  return std::nullopt;
+}
+
+std::optional<node> buddy::untouched_root() noexcept {
+  if (shape_.flat) return std::nullopt;
+  const auto roots = static_cast<std::uint32_t>(shape_.tree_granules >> shape_.root_order);
+  std::uint32_t next = next_root_.load(relaxed);  // only the count is exchanged; the root's records are still zero
+  while (next < roots) {
+    if (next_root_.compare_exchange_weak(next, next + 1, relaxed, relaxed)) {
+      const node n{next, static_cast<std::uint8_t>(shape_.root_order)};
+      word(n).store(block_word::owned().bits(), relaxed);  // B1: the counter gave it to this thread alone
+      return n;
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<node> buddy::claim(unsigned order) noexcept {
+  for (unsigned k = order; k <= shape_.root_order; ++k)
+    if (const auto n = pop(lists_[k].backed, k)) return n;
+  for (unsigned k = order > shape_.chunk_order ? order : shape_.chunk_order; k <= shape_.root_order; ++k)
+    if (const auto n = pop(lists_[k].bare, k)) return n;
+  return untouched_root();
+}
+
+std::optional<node> buddy::claim_backed(unsigned order) noexcept { return pop(lists_[order].backed, order); }
+
+node buddy::split(node n, unsigned order) noexcept {
+  while (n.order > order) {
+    word(n).store(block_word::split().bits(), relaxed);  // seen with the half that publish() releases
+    const bool keep_right = n.order > shape_.chunk_order && !chunks_->backed(n.left()) && chunks_->backed(n.right());
+    const node kept = keep_right ? n.right() : n.left();
+    word(kept).store(block_word::owned().bits(), relaxed);  // ours already, by B1
+    publish(kept.buddy());
+    hint(kept.buddy());
+    n = kept;
+  }
+  return n;
+}
+
+std::uint32_t buddy::shatter(node n, unsigned order) noexcept {
+  // All below an owned node is this thread's (B1), so relaxed stores; hand-over of the blocks publishes them.
+  std::uint32_t first = n.index;
+  std::uint32_t count = 1;
+  for (unsigned k = n.order; k > order; --k) {
+    for (std::uint32_t i = first; i < first + count; ++i) words_[k][i].store(block_word::split().bits(), relaxed);
+    first *= 2;
+    count *= 2;
+  }
+  for (std::uint32_t i = first; i < first + count; ++i) words_[order][i].store(block_word::owned().bits(), relaxed);
+  return first;
+}
+
+void buddy::carve(node n, unsigned sixteenths) noexcept {
+  std::uint64_t left = granules_of(n.order, sixteenths);
+  while (left < std::uint64_t{1} << n.order) {
+    const std::uint64_t half = std::uint64_t{1} << (n.order - 1);
+    if (left <= half) {
+      publish(n.right());
+      hint(n.right());
+      n = n.left();
+    } else {
+      left -= half;
+      n = n.right();
+    }
+    // The nodes on the way are neither free nor blocks; the last one is covered whole. Seen with the next publish, or,
+    // for the last, with the block itself.
+    word(n).store((left < std::uint64_t{1} << n.order ? block_word::split() : block_word::none()).bits(), relaxed);
+  }
+}
+
+void buddy::give(node n, unsigned sixteenths) noexcept {
+  if (sixteenths == whole) return give_whole(n);
+  std::uint64_t left = granules_of(n.order, sixteenths);
+  word(n).store(block_word::split().bits(), relaxed);  // seen with the pieces; the nodes below are as carve() left them
+  while (left < std::uint64_t{1} << n.order) {
+    const std::uint64_t half = std::uint64_t{1} << (n.order - 1);
+    if (left <= half) {
+      n = n.left();
+    } else {
+      left -= half;
+      const node covered = n.left();
+      n = n.right();
+      give_whole(covered);
+    }
+  }
+  give_whole(n);
+}
+
+void buddy::give_whole(node n) noexcept {
+  while (n.order < shape_.root_order) {
+    if (!claim_word(n.buddy())) {
+      publish(n);
+      // M: the second step. A buddy that is not free now will be published after this look, and its giver sees us.
+      if (look_seq_cst(n.buddy()) != block_word::free()) return hint(n);
+      const node lower{n.index & ~1U, n.order};
+      if (!claim_word(lower)) return hint(n);
+      // Both halves looked free and the lower one is ours: claim the upper, or publish again and look again.
+      if (n != lower) hint(n);
+      n = lower;
+      continue;
+    }
+    word(n).store(block_word::none().bits(), relaxed);  // both halves are ours; seen with the parent's publish
+    word(n.buddy()).store(block_word::none().bits(), relaxed);
+    n = n.parent();
+    word(n).store(block_word::owned().bits(), relaxed);  // was split: nobody else may touch it
+  }
+  publish(n);
+  hint(n);
+}
+
+}  // namespace orderly::detail

@@ -1,0 +1,93 @@
+/// \file
+/// The lock-free buddy system: free lists and block words. It knows integers only. (Knowlton, CACM 8(10), 1965; the
+/// lock-free form with one word per node is this project's.)
+///
+/// Invariants
+///   B1  The word of a node says what it is; see block_word. A thread that moved a word to `owned` owns the node and
+///       everything below it until it publishes, hands over or merges it.
+///   B2  A node that is `free` while no operation is in flight is in a list, or its link says that it is.
+///   B3  Two free buddies never remain: while no operation is in flight, of any pair at most one half is `free`.
+/// Ordering
+///   W   publish, seq_cst store of `free` -> claim, CAS: everything the last owner did to the node and its records.
+///   H   No free node is forgotten. The giver stores `free`, then looks at the link (hint); whoever pops an entry clears
+///       the link, then looks at the word (claim). All four are seq_cst, so one of the two sees the other: either the
+///       giver pushes, or the popper finds the node free.
+///   M   No merge is missed. The giver stores `free`, then looks at the buddy's word; both are seq_cst. Of two givers the
+///       later store sees the other's. Whoever sees both halves free claims the lower one first: one thread wins it, and
+///       goes on to merge or publishes it again and looks again. The others leave: the winner looks after them. So
+///       the last of all publishers of a pair either merges it or saw its buddy in use.
+/// Linearization   claim: its successful CAS. give: its last publish, or its last merge's publish.
+/// Progress        lock-free. A giver repeats only when a CAS of another thread took the half that it saw free.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "atomic.hpp"
+#include "block_word.hpp"
+#include "chunk_table.hpp"
+#include "free_list.hpp"
+#include "geometry.hpp"
+#include "reserved_array.hpp"
+
+namespace orderly::detail {
+
+class buddy {
+ public:
+  /// False: the system refused the tables. Flat ranges start as free blocks, others as untouched roots.
+  [[nodiscard]] bool open(const geometry& shape, const chunk_table& chunks) noexcept;
+
+  /// Owns a free node of the smallest order that has one, at least `order`; nodes with committed chunks first, then
+  /// bare ones, then an untouched root.
+  [[nodiscard]] std::optional<node> claim(unsigned order) noexcept;
+
+  /// The same, for a node of exactly `order` that is listed as having committed chunks. For trimming.
+  [[nodiscard]] std::optional<node> claim_backed(unsigned order) noexcept;
+
+  /// Owns a descendant of an owned node; the rest is given away. Keeps the half that has committed chunks.
+  [[nodiscard]] node split(node n, unsigned order) noexcept;
+
+  /// Divides an owned node into owned blocks of `order`; nothing is given away. Their indices are consecutive, from
+  /// the result on.
+  std::uint32_t shatter(node n, unsigned order) noexcept;
+
+  /// Keeps the first `sixteenths` of an owned node and gives the rest away. The node's word stays as it is.
+  void carve(node n, unsigned sixteenths) noexcept;
+
+  /// Gives an owned block back and merges it as far as it goes.
+  void give(node n, unsigned sixteenths) noexcept;
+
+  [[nodiscard]] atomic<std::uint64_t>& word(node n) const noexcept { return words_[n.order][n.index]; }
+  [[nodiscard]] atomic<std::uint64_t>* words(unsigned order) const noexcept { return words_[order]; }
+  [[nodiscard]] block_word look(node n) const noexcept { return block_word(word(n).load(acquire)); }  // W, as a look
+
+  /// Roots that have ever been used: the tree below any other is untouched.
+  [[nodiscard]] std::uint64_t used_granules() const noexcept;
+
+ private:
+  void give_whole(node n) noexcept;
+  void publish(node n) noexcept;
+  void hint(node n) noexcept;
+  [[nodiscard]] bool claim_word(node n) noexcept;
+  [[nodiscard]] block_word look_seq_cst(node n) const noexcept { return block_word(word(n).load(seq_cst)); }  // M
+  [[nodiscard]] std::optional<node> pop(free_list& list, unsigned order) noexcept;
+  [[nodiscard]] std::optional<node> untouched_root() noexcept;
+
+  struct lists {
+    free_list backed;  ///< below a chunk, or with at least one committed chunk
+    free_list bare;    ///< without any
+  };
+
+  geometry shape_;
+  const chunk_table* chunks_ = nullptr;
+  std::array<atomic<std::uint64_t>*, max_orders> words_{};
+  std::array<atomic<link_code>*, max_orders> links_{};
+  reserved_array<atomic<std::uint64_t>> word_table_;
+  reserved_array<atomic<link_code>> link_table_;
+  std::array<lists, max_orders> lists_{};
+  alignas(64) atomic<std::uint32_t> next_root_{0};
+};
+
+}  // namespace orderly::detail

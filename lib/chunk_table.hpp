@@ -1,0 +1,61 @@
+/// \file
+/// Which chunks of the tree are committed: one mask per root, one bit per chunk. Knows integers only.
+///
+/// A bit is written only by the owner of a node of at least a chunk that covers it, so nobody races for one bit; owners
+/// of different chunks of a root share its mask and use atomic or and and. A reader that owns the node sees the last
+/// owner's write, because the node came to it through publish and claim (W of buddy.hpp); so relaxed order suffices.
+///
+/// Invariant  A chunk of which any block smaller than a chunk exists is committed: it is committed before it is split,
+///            and released only by whoever owns it whole.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "atomic.hpp"
+#include "block_word.hpp"
+#include "geometry.hpp"
+#include "reserved_array.hpp"
+
+namespace orderly::detail {
+
+using chunk_mask = std::uint64_t;
+
+class chunk_table {
+ public:
+  [[nodiscard]] bool open(const geometry& shape) noexcept {
+    flat_ = shape.flat;
+    root_order_ = shape.root_order;
+    chunk_order_ = shape.chunk_order;
+    return flat_ || masks_.reserve(shape.tree_granules >> root_order_);
+  }
+
+  /// The bits of the first `granules` of a node, rounded up to chunks, in its root's mask. Pre: at least a chunk.
+  [[nodiscard]] chunk_mask bits(node n, std::uint64_t granules) const noexcept {
+    const auto count = static_cast<unsigned>((granules + (std::uint64_t{1} << chunk_order_) - 1) >> chunk_order_);
+    const chunk_mask run = count == 64 ? ~chunk_mask{0} : (chunk_mask{1} << count) - 1;
+    return run << (n.granule() >> chunk_order_ & ((1U << (root_order_ - chunk_order_)) - 1));
+  }
+
+  /// The committed ones of these bits.
+  [[nodiscard]] chunk_mask committed(node n, chunk_mask bits) const noexcept { return mask(n).load(relaxed) & bits; }
+
+  /// True if the node lies within a committed chunk or has one. Exact for the node's owner.
+  [[nodiscard]] bool backed(node n) const noexcept {
+    if (flat_ || n.order < chunk_order_) return true;
+    return committed(n, bits(n, std::uint64_t{1} << n.order)) != 0;
+  }
+
+  void set(node n, chunk_mask bits) noexcept { mask(n).fetch_or(bits, relaxed); }
+  void clear(node n, chunk_mask bits) noexcept { mask(n).fetch_and(~bits, relaxed); }
+
+ private:
+  [[nodiscard]] atomic<chunk_mask>& mask(node n) const noexcept { return masks_[n.granule() >> root_order_]; }
+
+  bool flat_ = false;
+  unsigned root_order_ = 0;
+  unsigned chunk_order_ = 0;
+  reserved_array<atomic<chunk_mask>> masks_;
+};
+
+}  // namespace orderly::detail

@@ -1,0 +1,90 @@
+/// \file
+/// The depot: full magazines, by class. A front that overflows leaves one, a front that runs dry takes one, each with one
+/// CAS on the class's list and one on the list of empty magazines. (Bonwick and Adams, USENIX 2001.)
+///
+/// Representation  Magazines lie in one table and are named by index. A magazine is in one class's list (full), in the
+///                 list of empty ones, or held by a thread.
+/// Ordering        The entries are plain: the pusher writes them before the list's push (release), the popper reads them
+///                 after its pop (acquire); see P in free_list.hpp.
+/// Bounds          A magazine notes how many lie below it, so the height of a list is known from its top. A list as high
+///                 as its class allows refuses: what a depot cannot hold goes to the buddy, and merges.
+/// Linearization   As free_list. ABA: as there. Progress: lock-free.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <span>
+
+#include "atomic.hpp"
+#include "free_list.hpp"
+#include "reserved_array.hpp"
+
+namespace orderly::detail {
+
+inline constexpr std::size_t max_classes = 128;       ///< of fronts and depots
+inline constexpr std::size_t max_magazine_blocks = 32;
+
+class depot {
+ public:
+  /// False: the system refused the table.
+  [[nodiscard]] bool open(std::uint32_t magazines) noexcept {
+    return magazines_.reserve(magazines) && links_.reserve(magazines);
+  }
+
+  /// Leaves a full magazine. False: the class holds `highest` already, or there is no empty magazine.
+  [[nodiscard]] bool push(std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint32_t highest) noexcept {
+    const std::uint32_t below = height(of_class);
+    if (below >= highest) return false;
+    const auto index = empty_magazine();
+    if (!index) return false;
+    magazine& m = magazines_[*index];
+    m.height.store(below + 1, relaxed);  // a bound, not a hand-over: another push in between makes it one too low
+    std::copy(blocks.begin(), blocks.end(), m.blocks.begin());
+    m.count = static_cast<std::uint32_t>(blocks.size());
+    full_[of_class].push(links_.data(), *index);
+    return true;
+  }
+
+  /// Takes a full magazine. Returns the number of blocks copied to `out`, 0 if there is none.
+  [[nodiscard]] std::size_t pop(std::size_t of_class, std::span<std::uint32_t, max_magazine_blocks> out) noexcept {
+    const auto index = full_[of_class].try_pop(links_.data());
+    if (!index) return 0;
+    const magazine& m = magazines_[*index];
+    const std::size_t count = m.count;
+    std::copy_n(m.blocks.begin(), count, out.begin());
+    empty_.push(links_.data(), *index);
+    return count;
+  }
+
+  /// Magazines of a class, at some recent instant.
+  [[nodiscard]] std::uint32_t height(std::size_t of_class) const noexcept {
+    const auto top = full_[of_class].peek();
+    return top ? magazines_[*top].height.load(relaxed) : 0;  // a bound, not a hand-over
+  }
+
+ private:
+  struct magazine {
+    atomic<std::uint32_t> height;
+    std::uint32_t count;
+    std::array<std::uint32_t, max_magazine_blocks> blocks;
+  };
+
+  /// An empty magazine, owned by the caller. A magazine's link is never `unlinked` between push and pop, and nobody but
+  /// its holder pushes it, so I1 of free_list.hpp holds without winning the link.
+  [[nodiscard]] std::optional<std::uint32_t> empty_magazine() noexcept {
+    if (const auto index = empty_.try_pop(links_.data())) return index;
+    std::uint32_t next = next_.load(relaxed);  // only the count is exchanged
+    while (next < magazines_.size())
+      if (next_.compare_exchange_weak(next, next + 1, relaxed, relaxed)) return next;
+    return std::nullopt;
+  }
+
+  reserved_array<magazine> magazines_;
+  reserved_array<atomic<link_code>> links_;
+  std::array<free_list, max_classes> full_{};
+  free_list empty_;
+  alignas(64) atomic<std::uint32_t> next_{0};
+};
+
+}  // namespace orderly::detail

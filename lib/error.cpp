@@ -1,0 +1,96 @@
+#include "orderly/error.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <iterator>
+
+#include "orderly/options.hpp"
+
+namespace orderly {
+
+const char* to_string(error code) noexcept {
+  switch (code) {
+    case error::none: return "no error";
+    case error::invalid_argument: return "an option or argument is out of range";
+    case error::out_of_memory: return "out of memory: the limit is reached and nothing could be reclaimed";
+    case error::source_failed: return "the memory source refused to reserve or to commit";
+    case error::double_free: return "double free: the block is free already";
+    case error::interior_pointer: return "the pointer lies inside a live block, not at its start";
+    case error::foreign_pointer: return "foreign pointer: no pool of this process handed it out";
+    case error::misaligned_pointer: return "misaligned pointer: not a multiple of the granule";
+    case error::size_mismatch: return "the size given rounds to another class than the block's";
+    case error::wrong_pool: return "the pointer belongs to another pool";
+    case error::pool_gone: return "the pool is gone: destroyed, or moved from";
+  }
+  return "unknown error code";
+}
+
+const char* to_string(block_state state) noexcept {
+  switch (state) {
+    case block_state::none: return "none";
+    case block_state::free: return "free";
+    case block_state::cached: return "cached";
+    case block_state::live: return "live";
+    case block_state::owned: return "changing hands";
+    case block_state::split: return "split";
+  }
+  return "unknown state";
+}
+
+namespace {
+
+[[nodiscard]] const char* advice(error code) noexcept {
+  switch (code) {
+    case error::double_free: return "look for a second owner of the pointer";
+    case error::interior_pointer: return "free the block's start";
+    case error::foreign_pointer: return "free it where it came from";
+    case error::misaligned_pointer: return "free the pointer that allocate returned";
+    case error::size_mismatch: return "pass the bytes requested, or 0 if unknown";
+    case error::wrong_pool: return "free it in the pool that it came from";
+    case error::pool_gone: return "free blocks before their pool is destroyed";
+    default: return "see the documentation";
+  }
+}
+
+}  // namespace
+
+std::string bad_free::message() const {
+  char text[512];
+  int length = std::snprintf(text, std::size(text), "orderly: bad free of %p", pointer);
+  const auto append = [&](const char* format, auto... values) {
+    if (length >= 0 && static_cast<std::size_t>(length) < std::size(text))
+      length += std::snprintf(text + length, std::size(text) - static_cast<std::size_t>(length), format, values...);
+  };
+  if (bytes != 0) append(" (%zu bytes)", bytes);
+  append(": %s", to_string(code));
+  if (block != nullptr) {
+    append("; it falls in the block at %p of %zu bytes, which is %s", block, block_bytes, to_string(state));
+    if (state == block_state::live) append(" (%zu bytes requested)", block_requested);
+  }
+  append("; %s", advice(code));
+  return text;
+}
+
+out_of_memory::out_of_memory(std::size_t requested, std::size_t committed, std::size_t limit) noexcept
+    : requested_(requested) {
+  std::snprintf(text_, std::size(text_),
+                "orderly: out of memory: %zu bytes requested, %zu committed, limit %zu; free blocks, raise the limit, or "
+                "set an out-of-memory handler",
+                requested, committed, limit);
+}
+
+bad_free_error::bad_free_error(const bad_free& report) : std::invalid_argument(report.message()), report_(report) {}
+
+namespace on_bad_free {
+
+void print(const bad_free& report) { std::fprintf(stderr, "%s\n", report.message().c_str()); }
+
+void abort(const bad_free& report) {
+  print(report);
+  std::abort();
+}
+
+void count(const bad_free&) {}
+
+}  // namespace on_bad_free
+}  // namespace orderly

@@ -1,0 +1,186 @@
+/// \file
+/// Passes: what is done under the mutex. Other threads allocate and free all the while.
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
+#include "pool_state.hpp"
+
+namespace orderly {
+
+using namespace detail;
+
+namespace {
+
+/// Free memory that is always allowed beside the slack, so that small pools do not run passes.
+constexpr std::size_t least_slack = std::size_t{8} << 20;
+
+/// Released at least, when anything is: a pass costs more than the chunks it moves.
+constexpr std::size_t least_release = std::size_t{1} << 20;
+
+/// Rounds of press() in each of which other threads got on. Each such round is progress of the pool as a whole, so their
+/// number bounds nothing but this thread's patience.
+constexpr int most_rounds = 1000;
+
+/// Waits until `done()` holds, but not for ever: a thread that the system has stopped may never get there. False: given
+/// up. A thread that is merely descheduled gets its turn well before.
+template <class Done>
+bool wait_for(Done done) {
+  for (int i = 0; i < 64; ++i)
+    if (done()) return true;
+  for (int i = 0; i < 256; ++i) {
+    std::this_thread::yield();
+    if (done()) return true;
+  }
+  for (int i = 0; i < 500; ++i) {
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    if (done()) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+/// Bytes that must be committed for a request if none of its chunks is.
+std::size_t pool::state::commitment(const request& wanted) const noexcept {
+  if (!shape().in_tree(wanted.shape.order))
+    return (wanted.bytes + shape().chunk_bytes() - 1) & ~(shape().chunk_bytes() - 1);
+  const std::size_t length = shape().bytes(granules_of(wanted.shape.order, wanted.shape.sixteenths));
+  if (shape().flat) return length;
+  return (length + shape().chunk_bytes() - 1) & ~(shape().chunk_bytes() - 1);
+}
+
+/// The soft limit would be exceeded by `bytes`: sets it anew from what is live now, and releases idle memory for what is
+/// still above it. When nothing idle is left the limit gives way, by enough that the next growth does not come here.
+void pool::state::relieve(std::size_t bytes) noexcept {
+  const std::unique_lock lock(pass_mutex_, std::try_to_lock);
+  if (!lock) return;  // another pass is at it; this thread takes what the hard limit allows
+  arena& memory = store_.memory();
+  raise_peak_requested(requested_now());
+  const auto peak = static_cast<std::size_t>(std::max<std::int64_t>(peak_requested_.load(relaxed), 0));  // a figure
+  const auto slack = static_cast<std::size_t>(static_cast<double>(peak) * settings_.slack);
+  memory.set_soft_limit(std::max(memory.soft_limit(), peak + slack + least_slack));
+  const auto excess = [&] {
+    const std::size_t wanted = memory.committed() + bytes;
+    return wanted > memory.soft_limit() ? wanted - memory.soft_limit() : 0;
+  };
+  if (excess() == 0) return;
+  passes_.fetch_add(1, relaxed);  // a figure
+  store_.trim(std::max(excess(), least_release));
+  if (excess() != 0 && reclaim_caches() != 0) store_.trim(std::max(excess(), least_release));
+  if (const std::size_t still = excess(); still != 0)
+    memory.set_soft_limit(memory.soft_limit() + still + memory.committed() / 32);
+}
+
+/// Null: refused, and rightly: at some instant since the call no memory for the request existed outside live blocks.
+void* pool::state::press(const request& wanted) noexcept {
+  const std::uint64_t arrived = passes_.load(seq_cst);  // before the lock: a pass with a higher number began later
+  const std::lock_guard lock(pass_mutex_);
+  // A pass that began after this request and refused no more than it asks for has refused it too. So of many threads
+  // that queue up at the limit, few run a pass.
+  if (refused_.pass > arrived && refused_.granules <= wanted.granules && refused_.order <= wanted.shape.order)
+    return nullptr;
+  const std::uint64_t number = passes_.fetch_add(1, seq_cst) + 1;
+  void* const block = press_locked(wanted);
+  if (block == nullptr) refused_ = {number, wanted.granules, wanted.shape.order};
+  return block;
+}
+
+void* pool::state::press_locked(const request& wanted) noexcept {
+  front* const mine = this_front();
+  refusal why = refusal::none;
+  const std::size_t needed = commitment(wanted);
+  const auto attempt = [&] {
+    void* block = allocate_direct(mine, wanted, ceiling::hard, why);
+    if (block == nullptr && why != refusal::no_node && store_.trim(needed) != 0)
+      block = allocate_direct(mine, wanted, ceiling::hard, why);
+    return block;
+  };
+  if (void* const block = attempt()) return block;
+  for (int round = 0; round < most_rounds; ++round) {
+    const activity before = watch();
+    reclaim_caches();
+    if (void* const block = attempt()) return block;
+    const activity after = watch();
+    // Nobody was at work while we looked everywhere: what was not found is live.
+    if (!before.inside && before.steps == after.steps) return nullptr;
+    if (after.inside && !wait_for([&] { return watch().steps != after.steps; }))
+      return nullptr;  // stopped threads hold what they hold
+  }
+  return nullptr;
+}
+
+/// The sum of all threads' steps, this thread's left out: it holds the mutex, not memory.
+pool::state::activity pool::state::watch() const noexcept {
+  const thread_fronts::entry& mine = this_thread_fronts.at(serial());
+  activity sum;
+  const std::size_t count = front_count_.load(acquire);  // new_front()
+  for (std::size_t i = 0; i < count; ++i) {
+    if (mine.serial == serial() && mine.of == &fronts_[i]) continue;
+    const front::activity of = fronts_[i].watch();
+    sum.steps += of.sequence + of.slow;
+    sum.inside = sum.inside || !of.idle();
+  }
+  const std::uint64_t ended = frontless_ended_.load(seq_cst);
+  const std::uint64_t begun = frontless_begun_.load(seq_cst);
+  sum.steps += begun + ended;
+  sum.inside = sum.inside || begun != ended;
+  return sum;
+}
+
+std::size_t pool::state::reclaim_caches() noexcept { return reclaim_depots() + reclaim_fronts(); }
+
+std::size_t pool::state::reclaim_depots() noexcept {
+  std::array<std::uint32_t, max_magazine_blocks> blocks;
+  std::size_t reclaimed = 0;
+  for (std::size_t c = 0; c < classes_; ++c) {
+    while (const std::size_t count = depot_.pop(c, blocks)) {
+      put_back(c, blocks.data(), count);
+      reclaimed += count * rules_[c].bytes;
+    }
+  }
+  return reclaimed;
+}
+
+std::size_t pool::state::reclaim_fronts() noexcept {
+  const std::size_t count = front_count_.load(acquire);  // new_front()
+  for (std::size_t i = 0; i < count; ++i) fronts_[i].revoke();
+  asymmetric_barrier::heavy();
+  std::size_t reclaimed = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    front& f = fronts_[i];
+    if (wait_for([&] { return f.outside(); })) reclaimed += drain(f);
+    f.restore();
+  }
+  return reclaimed;
+}
+
+/// Gives all that a front holds back to the store. Pre: its owner is outside and stays there, or is the caller.
+std::size_t pool::state::drain(front& of) noexcept {
+  std::size_t drained = 0;
+  for (std::size_t c = 0; c < classes_; ++c) {
+    front_magazine& m = of.magazines[c];
+    const std::uint32_t held = m.count.load(relaxed);  // ordered by enter() or by outside()
+    if (held == 0) continue;
+    m.count.store(0, relaxed);
+    put_back(c, m.blocks, held);
+    drained += held * rules_[c].bytes;
+  }
+  return drained;
+}
+
+std::size_t pool::state::trim(std::size_t keep_bytes) noexcept {
+  const std::lock_guard lock(pass_mutex_);
+  passes_.fetch_add(1, relaxed);  // a figure
+  reclaim_caches();
+  const std::size_t committed = store_.memory().committed();
+  return committed > keep_bytes ? store_.trim(committed - keep_bytes) : 0;
+}
+
+std::size_t pool::state::defragment() noexcept {
+  const std::lock_guard lock(pass_mutex_);
+  passes_.fetch_add(1, relaxed);  // a figure
+  return reclaim_caches();
+}
+
+}  // namespace orderly

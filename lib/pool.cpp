@@ -1,0 +1,93 @@
+#include "orderly/pool.hpp"
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "pool_state.hpp"
+
+namespace orderly {
+namespace {
+
+[[noreturn]] void throw_misaligned(std::size_t alignment) {
+  throw std::invalid_argument("orderly::pool: alignment " + std::to_string(alignment) +
+                              " is not a power of two up to the chunk size (or, in a fixed buffer, the buffer's own)");
+}
+
+}  // namespace
+
+pool::pool(const options& settings) : pool(make_host_source(), settings) {}
+
+pool::pool(std::unique_ptr<memory_source> source, const options& settings)
+    : state_(new state(std::move(source), settings)) {}
+
+pool::pool(pool&& other) noexcept : state_(std::exchange(other.state_, nullptr)) {}
+
+pool& pool::operator=(pool&& other) noexcept {
+  std::swap(state_, other.state_);
+  return *this;
+}
+
+pool::~pool() { delete state_; }
+
+void* pool::allocate(std::size_t bytes, std::size_t alignment) {
+  if (state_ == nullptr) throw std::invalid_argument("orderly::pool: allocate on a pool that was moved from");
+  if (!state_->aligns(alignment)) throw_misaligned(alignment);
+  if (void* const block = state_->allocate(bytes, alignment)) [[likely]]
+    return block;
+  throw out_of_memory(bytes, state_->stats().committed, state_->shape().limit);
+}
+
+void* pool::try_allocate(std::size_t bytes, std::size_t alignment) noexcept {
+  if (state_ == nullptr || !state_->aligns(alignment)) return nullptr;
+  try {
+    return state_->allocate(bytes, alignment);
+  } catch (...) {  // the out-of-memory handler's
+    return nullptr;
+  }
+}
+
+void pool::deallocate(void* pointer, std::size_t bytes) noexcept {
+  if (state_ != nullptr) [[likely]]
+    return state_->deallocate_or_report(pointer, bytes);
+  on_bad_free::print({.code = error::pool_gone, .pointer = pointer, .bytes = bytes});
+}
+
+void pool::deallocate(void* pointer) noexcept { deallocate(pointer, 0); }
+
+error pool::try_deallocate(void* pointer, std::size_t bytes, bad_free* report) noexcept {
+  if (state_ != nullptr) [[likely]]
+    return state_->deallocate(pointer, bytes, report);
+  if (report != nullptr) *report = {.code = error::pool_gone, .pointer = pointer, .bytes = bytes};
+  return error::pool_gone;
+}
+
+void pool::deallocate_or_throw(void* pointer, std::size_t bytes) {
+  bad_free report;
+  if (try_deallocate(pointer, bytes, &report) != error::none) throw bad_free_error(report);
+}
+
+bool pool::owns(const void* pointer) const noexcept { return state_ != nullptr && state_->owns(pointer); }
+
+std::size_t pool::block_size(const void* pointer) const noexcept {
+  return state_ == nullptr ? 0 : state_->block_size(pointer);
+}
+
+std::size_t pool::trim(std::size_t keep_bytes) noexcept { return state_ == nullptr ? 0 : state_->trim(keep_bytes); }
+std::size_t pool::defragment() noexcept { return state_ == nullptr ? 0 : state_->defragment(); }
+statistics pool::stats() const noexcept { return state_ == nullptr ? statistics{} : state_->stats(); }
+
+std::size_t pool::granule() const noexcept { return state_ == nullptr ? 0 : state_->shape().granule_bytes(); }
+std::size_t pool::chunk() const noexcept {
+  if (state_ == nullptr) return 0;
+  return state_->shape().flat ? state_->shape().capacity : state_->shape().chunk_bytes();
+}
+std::size_t pool::capacity() const noexcept { return state_ == nullptr ? 0 : state_->shape().capacity; }
+std::size_t pool::limit() const noexcept { return state_ == nullptr ? 0 : state_->shape().limit; }
+std::size_t pool::rounded(std::size_t bytes) const noexcept { return state_ == nullptr ? 0 : state_->rounded(bytes); }
+
+void pool::visit_blocks(void (*visit)(void*, const block_info&), void* context) const {
+  if (state_ != nullptr) state_->visit(visit, context);
+}
+
+}  // namespace orderly

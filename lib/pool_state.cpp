@@ -1,0 +1,575 @@
+#include "pool_state.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace orderly {
+
+using namespace detail;
+
+namespace {
+
+constexpr std::size_t default_granule = 256;
+constexpr std::size_t least_granule = 16;
+constexpr std::size_t most_granule = 64 * 1024;
+
+/// Largest class that fronts cache: above it, the price of the buddy is small against the use of the block.
+constexpr std::uint64_t most_front_bytes = std::uint64_t{1} << 20;
+
+constexpr std::int64_t least_publish = 64 * 1024;
+constexpr std::int64_t most_publish = 16 * 1024 * 1024;
+
+[[noreturn]] void invalid(const std::string& what) { throw std::invalid_argument("orderly::pool: " + what); }
+
+[[nodiscard]] geometry plan(const memory_source* source, const options& o) {
+  if (source == nullptr) invalid("the source is null");
+  const std::size_t granule = o.granule == 0 ? default_granule : o.granule;
+  if (!std::has_single_bit(granule) || granule < least_granule || granule > most_granule)
+    invalid("granule " + std::to_string(granule) + " is not a power of two from 16 to 65536");
+  std::size_t capacity = o.capacity;
+  if (source->capacity() != 0) capacity = capacity == 0 ? source->capacity() : capacity;
+  if (capacity == 0) invalid("capacity is not given, and the source does not know one");
+  if (capacity > std::size_t{1} << 46) invalid("capacity " + std::to_string(capacity) + " is above 64 TiB");
+  if (!(o.slack >= 0 && o.slack <= 16)) invalid("slack is not a fraction from 0 to 16");
+  if (!source->is_virtual()) {
+    if (o.limit != 0) capacity = std::min(capacity, o.limit);
+    if (capacity < granule) invalid("capacity " + std::to_string(capacity) + " is below the granule");
+    return flat_geometry(granule, capacity);
+  }
+  const std::size_t chunk = o.chunk == 0 ? std::max(source->preferred_chunk(), granule) : o.chunk;
+  if (!std::has_single_bit(chunk) || chunk < granule || chunk < source->granularity())
+    invalid("chunk " + std::to_string(chunk) + " is not a power of two of at least the granule and the source's " +
+            std::to_string(source->granularity()));
+  if (chunk > std::size_t{1} << 32) invalid("chunk " + std::to_string(chunk) + " is above 4 GiB");
+  if (o.limit != 0 && o.limit < chunk) invalid("limit " + std::to_string(o.limit) + " is below one chunk");
+  return virtual_geometry(granule, chunk, capacity, o.limit);
+}
+
+[[nodiscard]] node node_at(std::uint32_t granule, block_shape shape) noexcept {
+  return {granule >> shape.order, shape.order};
+}
+
+}  // namespace
+
+class pool::state::slow_section {
+ public:
+  slow_section(state& of, front* mine) noexcept : state_(of), front_(mine) {
+    if (front_ != nullptr)
+      front_->begin_slow();
+    else
+      state_.frontless_begun_.fetch_add(1, seq_cst);  // as front::begin_slow
+  }
+  slow_section(const slow_section&) = delete;
+  slow_section& operator=(const slow_section&) = delete;
+  ~slow_section() {
+    if (front_ != nullptr)
+      front_->end_slow();
+    else
+      state_.frontless_ended_.fetch_add(1, seq_cst);  // as front::end_slow
+  }
+
+ private:
+  state& state_;
+  front* front_;
+};
+
+// ---------------------------------------------------------------------------------------------------- construction
+
+pool::state::state(std::unique_ptr<memory_source> source, const options& settings)
+    : settings_(settings), store_(std::move(source), plan(source.get(), settings)) {
+  asymmetric_barrier::prepare();
+  set_rules();
+  const std::size_t limit = shape().limit;
+  if (!store_.open() || !depot_.open(1U << 20) || !fronts_.reserve(most_fronts) ||
+      !front_blocks_.reserve(most_fronts * blocks_per_front_))
+    throw out_of_memory(shape().capacity, 0, limit);
+  base_ = store_.memory().base();
+  granule_shift_ = shape().granule_shift;
+  tree_bytes_ = shape().bytes(shape().tree_granules);
+  max_alignment_ = shape().flat ? std::size_t{1} << std::countr_zero(reinterpret_cast<std::uintptr_t>(base_))
+                                : shape().chunk_bytes();
+  if (!shape().flat) store_.memory().set_soft_limit(0);  // the first commit sets it, from what is live then
+  enroll();
+}
+
+pool::state::~state() { withdraw(); }
+
+/// Fronts and depots hold little of what a small pool has, and few blocks of what is large.
+void pool::state::set_rules() noexcept {
+  const geometry& g = shape();
+  front_granules_ = std::min(most_front_bytes >> g.granule_shift, std::uint64_t{1} << g.root_order);
+  if (g.flat) front_granules_ = std::min(front_granules_, std::bit_floor(g.tree_granules));
+  if (front_granules_ == 0) front_granules_ = 1;
+  classes_ = class_of(front_granules_) + 1;
+  const std::uint64_t budget = std::clamp<std::uint64_t>(g.limit / 1024, 16 * 1024, 512 * 1024);
+  const std::uint64_t least = g.limit >= std::uint64_t{1} << 30 ? 8 : 2;
+  blocks_per_front_ = 0;
+  for (std::size_t c = 0; c < classes_; ++c) {
+    class_rule& rule = rules_[c];
+    rule.shape = shape_of(class_granules(c));
+    rule.bytes = g.bytes(class_granules(c));
+    rule.capacity =
+        static_cast<std::uint16_t>(std::clamp<std::uint64_t>(budget / rule.bytes, least, front::most_blocks));
+    rule.batch = static_cast<std::uint16_t>(rule.capacity / 2);
+    rule.refill = static_cast<std::uint16_t>(std::clamp<std::uint64_t>(16 * 1024 / rule.bytes, 1, rule.batch));
+    rule.magazines =
+        static_cast<std::uint32_t>(std::clamp<std::uint64_t>(4 * budget / (rule.bytes * rule.batch), 2, 64));
+    blocks_per_front_ += rule.capacity;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------- requests
+
+bool pool::state::aligns(std::size_t alignment) const noexcept {
+  return std::has_single_bit(alignment) && (alignment <= shape().granule_bytes() || alignment <= max_alignment_);
+}
+
+pool::state::request pool::state::work_out(std::size_t bytes, std::size_t alignment) const noexcept {
+  request r;
+  r.bytes = std::max<std::size_t>(bytes, 1);
+  r.granules = ((r.bytes - 1) >> granule_shift_) + 1;
+  if (alignment > shape().granule_bytes() && r.granules <= std::uint64_t{1} << shape().root_order) {
+    const auto least = static_cast<unsigned>(std::countr_zero(alignment)) - granule_shift_;
+    const block_shape aligned = shape_of(r.granules, least);
+    if (aligned != shape_of(r.granules)) {
+      r.shape = aligned;
+      return r;
+    }
+  }
+  r.shape = shape_of(r.granules);
+  if (r.granules <= front_granules_) r.of_class = class_of(r.granules);
+  return r;
+}
+
+std::size_t pool::state::rounded(std::size_t bytes) const noexcept {
+  if (bytes > shape().capacity) return 0;
+  const request r = work_out(bytes, 1);
+  if (shape().in_tree(r.shape.order)) return shape().bytes(granules_of(r.shape.order, r.shape.sixteenths));
+  return (r.bytes + shape().chunk_bytes() - 1) & ~(shape().chunk_bytes() - 1);
+}
+
+// ------------------------------------------------------------------------------------------------------ allocation
+
+void* pool::state::allocate(std::size_t bytes, std::size_t alignment) {
+  if (alignment <= std::size_t{1} << granule_shift_) [[likely]]
+    if (void* const block = allocate_hot(bytes)) [[likely]]
+      return block;
+  return allocate_slow(work_out(bytes, alignment));
+}
+
+inline void* pool::state::allocate_hot(std::size_t bytes) noexcept {
+  const std::size_t requested = bytes + (bytes == 0);
+  const std::uint64_t last_granule = (requested - 1) >> granule_shift_;
+  if (last_granule >= front_granules_) return nullptr;
+  const thread_fronts::entry& mine = this_thread_fronts.at(serial());
+  if (mine.serial != serial()) return nullptr;
+  front& f = *mine.of;
+  front_magazine& m = f.magazines[class_of(last_granule + 1)];
+  if (!f.enter()) return nullptr;
+  const std::uint32_t count = m.count.load(relaxed);  // own
+  if (count == 0) {
+    f.leave();
+    return nullptr;
+  }
+  const std::uint32_t granule = m.blocks[count - 1];
+  m.count.store(count - 1, relaxed);  // own; others read it as a figure
+  // cached -> live: the front's owner alone may touch the word. The user hands the block on with an order of his own.
+  m.words[granule >> m.order].store(block_word::live(m.sixteenths, m.bytes - requested).bits(), relaxed);
+  count_allocation(&f, requested);
+  f.leave();
+  return base_ + (std::uint64_t{granule} << granule_shift_);
+}
+
+void* pool::state::hand_out(front* of, const request& wanted, node n) noexcept {
+  const std::uint64_t length = store_.length(n, wanted.shape.sixteenths);
+  // owned -> live, or cached -> live for a block of a magazine in hand: nobody else may touch the word.
+  store_.word(n).store(block_word::live(wanted.shape.sixteenths, length - wanted.bytes).bits(), relaxed);
+  count_allocation(of, wanted.bytes);
+  return store_.memory().address(shape().granule(n));
+}
+
+void* pool::state::allocate_direct(front* of, const request& wanted, ceiling up_to, refusal& why) noexcept {
+  const auto n = store_.take_one(wanted.shape, wanted.granules, up_to, why);
+  if (!n) return nullptr;
+  count_taken(of, store_.length(*n, wanted.shape.sixteenths));
+  return hand_out(of, wanted, *n);
+}
+
+/// A magazine of the depot, or a batch of the store: one block for the caller, the rest for the front.
+void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refusal& why) noexcept {
+  const class_rule& rule = rules_[wanted.of_class];
+  std::array<std::uint32_t, max_magazine_blocks> blocks;
+  std::size_t count = depot_.pop(wanted.of_class, blocks);
+  if (count == 0) {
+    count = store_.take(rule.shape, std::span(blocks).first(rule.refill), up_to, why);
+    if (count == 0) return nullptr;
+    count_taken(&of, count * rule.bytes);
+    for (std::size_t i = 1; i < count; ++i)  // owned -> cached: still ours
+      store_.word(node_at(blocks[i], rule.shape)).store(block_word::cached(rule.shape.sixteenths).bits(), relaxed);
+  }
+  void* const block = hand_out(&of, wanted, node_at(blocks[0], rule.shape));
+  std::size_t kept = 1;
+  if (count > 1 && of.enter()) {
+    front_magazine& m = of.magazines[wanted.of_class];
+    std::uint32_t held = m.count.load(relaxed);  // own
+    // Backwards, so that the lowest address is handed out first and neighbours stay together.
+    while (kept < count && held < m.capacity) m.blocks[held++] = blocks[count - kept++];
+    m.count.store(held, relaxed);  // own; others read it as a figure
+    of.leave();
+  }
+  if (kept < count) put_back(wanted.of_class, blocks.data() + 1, count - kept);
+  return block;
+}
+
+void* pool::state::allocate_once(const request& wanted) noexcept {
+  front* const mine = this_front();
+  refusal why = refusal::none;
+  const auto attempt = [&](ceiling up_to) {
+    const slow_section marked(*this, mine);
+    if (wanted.of_class != no_class && mine != nullptr) return refill(*mine, wanted, up_to, why);
+    return allocate_direct(mine, wanted, up_to, why);
+  };
+  void* block = attempt(ceiling::soft);
+  if (block == nullptr && why == refusal::soft_limit) {
+    relieve(commitment(wanted));
+    block = attempt(ceiling::hard);
+  }
+  return block != nullptr ? block : press(wanted);
+}
+
+void* pool::state::allocate_slow(const request& wanted) {
+  thread_local bool in_handler = false;
+  while (wanted.bytes <= shape().capacity && commitment(wanted) <= shape().limit) {
+    if (void* const block = allocate_once(wanted)) return block;
+    if (!settings_.on_out_of_memory || in_handler) break;
+    in_handler = true;
+    struct leaving {
+      bool& flag;
+      ~leaving() { flag = false; }
+    } const leave{in_handler};
+    if (!settings_.on_out_of_memory(wanted.bytes)) break;
+  }
+  failed_.fetch_add(1, relaxed);  // a figure
+  return nullptr;
+}
+
+// ------------------------------------------------------------------------------------------------------------ free
+
+inline bool pool::state::deallocate_hot(void* pointer, std::size_t bytes) noexcept {
+  const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of an unknown size, 0, it is out of range
+  if (last_granule >= front_granules_) return false;
+  const std::uint64_t offset = reinterpret_cast<std::uintptr_t>(pointer) - reinterpret_cast<std::uintptr_t>(base_);
+  if (offset >= tree_bytes_) return false;
+  const thread_fronts::entry& mine = this_thread_fronts.at(serial());
+  if (mine.serial != serial()) return false;
+  front& f = *mine.of;
+  front_magazine& m = f.magazines[class_of(last_granule + 1)];
+  const auto block_shift = m.order + granule_shift_;
+  if ((offset & ((std::uint64_t{1} << block_shift) - 1)) != 0) return false;
+  if (!f.enter()) return false;
+  const std::uint32_t count = m.count.load(relaxed);  // own
+  std::uint64_t expected = block_word::live(m.sixteenths, m.bytes - bytes).bits();
+  // live -> cached, the check of every free: of several threads that free one block, one CAS succeeds. Relaxed: the
+  // block's bytes go to their next user with the magazine, or stay with this thread.
+  if (count == m.capacity ||
+      !m.words[offset >> block_shift].compare_exchange_strong(expected, block_word::cached(m.sixteenths).bits(),
+                                                              relaxed, relaxed)) {
+    f.leave();
+    return false;
+  }
+  m.blocks[count] = static_cast<std::uint32_t>(offset >> granule_shift_);
+  m.count.store(count + 1, relaxed);  // own; others read it as a figure
+  count_free(&f, bytes);
+  f.leave();
+  return true;
+}
+
+error pool::state::deallocate(void* pointer, std::size_t bytes, bad_free* report) noexcept {
+  if (deallocate_hot(pointer, bytes)) [[likely]]
+    return error::none;
+  return deallocate_slow(pointer, bytes, report);
+}
+
+void pool::state::deallocate_or_report(void* pointer, std::size_t bytes) noexcept {
+  if (deallocate_hot(pointer, bytes)) [[likely]]
+    return;
+  bad_free report;
+  if (deallocate_slow(pointer, bytes, &report) != error::none && settings_.on_bad_free) settings_.on_bad_free(report);
+}
+
+/// True if a request of that size gets a block like this one; 0: unknown.
+bool pool::state::accepts(const block_store::found& block, std::size_t bytes) const noexcept {
+  if (bytes == 0) return true;
+  if (bytes > block.length) return false;
+  if (!shape().in_tree(block.n.order)) return block.length - bytes < shape().chunk_bytes();
+  const std::uint64_t granules = ((bytes - 1) >> granule_shift_) + 1;
+  return shape_of(granules, block.n.order) == block_shape{block.n.order, static_cast<std::uint8_t>(block.word.sixteenths())};
+}
+
+error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* report) noexcept {
+  if (pointer == nullptr) return error::none;
+  front* const mine = this_front();
+  const auto offset = store_.memory().offset(pointer);
+  for (;;) {
+    const block_store::found block = offset ? store_.find_live(*offset) : block_store::found{};
+    if (!block.exists || !accepts(block, bytes)) {
+      bad_frees_.fetch_add(1, relaxed);  // a figure
+      const bad_free found = explain(pointer, bytes);
+      if (report != nullptr) *report = found;
+      return found.code;
+    }
+    const std::size_t requested = block.length - block.word.unused();
+    const std::uint64_t granules = ((requested - 1) >> granule_shift_) + 1;
+    if (granules <= front_granules_ && shape_of(granules).order == block.n.order && mine != nullptr) {
+      // The front after all: its magazine was full, or the size was unknown, or this thread had no front yet.
+      const std::size_t of_class = class_of(granules);
+      if (mine->magazines[of_class].count.load(relaxed) == rules_[of_class].capacity) spill(*mine, of_class);  // own
+      if (deallocate_hot(pointer, requested)) return error::none;
+    }
+    const slow_section marked(*this, mine);
+    std::uint64_t expected = block.word.bits();
+    // live -> owned, the check, past the front. Relaxed: give() publishes. When another thread is faster, look again.
+    if (!store_.word(block.n).compare_exchange_strong(expected, block_word::owned().bits(), relaxed, relaxed)) continue;
+    count_free(mine, requested);
+    count_taken(mine, 0 - block.length);
+    store_.give(block.n, block.word.sixteenths());
+    return error::none;
+  }
+}
+
+/// Gives blocks that the caller holds (owned or cached) back to the store.
+void pool::state::put_back(std::size_t of_class, const std::uint32_t* blocks, std::size_t count) noexcept {
+  const block_shape shape = rules_[of_class].shape;
+  for (std::size_t i = 0; i < count; ++i) store_.give(node_at(blocks[i], shape), shape.sixteenths);
+  taken_.fetch_sub(count * rules_[of_class].bytes, relaxed);  // a figure
+}
+
+/// Moves the older half of a full magazine out of a front: to the depot, or to the store.
+void pool::state::spill(front& of, std::size_t of_class) noexcept {
+  const class_rule& rule = rules_[of_class];
+  std::array<std::uint32_t, max_magazine_blocks> blocks;
+  const slow_section marked(*this, &of);
+  if (!of.enter()) return;
+  front_magazine& m = of.magazines[of_class];
+  const std::uint32_t held = m.count.load(relaxed);  // own
+  const std::uint32_t moved = std::min<std::uint32_t>(held, rule.batch);
+  std::copy_n(m.blocks, moved, blocks.begin());
+  std::copy(m.blocks + moved, m.blocks + held, m.blocks);
+  m.count.store(held - moved, relaxed);  // own; others read it as a figure
+  of.leave();
+  if (moved == rule.batch && depot_.push(of_class, std::span(blocks).first(moved), rule.magazines)) return;
+  put_back(of_class, blocks.data(), moved);
+}
+
+bad_free pool::state::explain(const void* pointer, std::size_t bytes) const noexcept {
+  bad_free r;
+  r.pointer = pointer;
+  r.bytes = bytes;
+  const auto offset = store_.memory().offset(pointer);
+  if (!offset) {
+    r.code = served_elsewhere(pointer, this) ? error::wrong_pool : error::foreign_pointer;
+    return r;
+  }
+  const block_store::found block = store_.find(*offset);
+  if (!block.exists || *offset - block.offset >= block.length) {
+    r.code = error::foreign_pointer;
+    return r;
+  }
+  r.block = base_ + block.offset;
+  r.block_bytes = block.length;
+  r.state = block.word.state();
+  if (r.state == block_state::live) r.block_requested = block.length - block.word.unused();
+  if ((*offset & (shape().granule_bytes() - 1)) != 0)
+    r.code = error::misaligned_pointer;
+  else if (r.state != block_state::live)
+    r.code = error::double_free;
+  else
+    r.code = *offset != block.offset ? error::interior_pointer : error::size_mismatch;
+  return r;
+}
+
+// ---------------------------------------------------------------------------------------------------------- fronts
+
+front* pool::state::this_front() noexcept {
+  const thread_fronts::entry& mine = this_thread_fronts.at(serial());
+  return mine.serial == serial() ? mine.of : attach();
+}
+
+front* pool::state::attach() noexcept {
+  if (this_thread_fronts.exiting) return nullptr;
+  if (front* const known = recall_front(serial())) return known;
+  front* f = nullptr;
+  const std::size_t count = front_count_.load(acquire);  // new_front(): the fronts below are initialised
+  for (std::size_t i = 0; i < count && f == nullptr; ++i)
+    if (fronts_[i].try_attach()) f = &fronts_[i];
+  if (f == nullptr) f = new_front();
+  if (f == nullptr || remember_front(serial(), f)) return f;
+  f->detach();
+  return nullptr;
+}
+
+front* pool::state::new_front() noexcept {
+  const std::lock_guard lock(front_mutex_);
+  const std::size_t index = front_count_.load(relaxed);  // changed under this mutex only
+  if (index == most_fronts) return nullptr;
+  front* const f = new (&fronts_[index]) front;
+  std::uint32_t* blocks = &front_blocks_[index * blocks_per_front_];
+  for (std::size_t c = 0; c < classes_; ++c) {
+    front_magazine& m = f->magazines[c];
+    m.capacity = rules_[c].capacity;
+    m.order = rules_[c].shape.order;
+    m.sixteenths = rules_[c].shape.sixteenths;
+    m.words = store_.tree().words(m.order);
+    m.blocks = blocks;
+    m.bytes = rules_[c].bytes;
+    blocks += m.capacity;
+  }
+  f->publish_at.store(least_publish, relaxed);  // no other owner yet
+  f->try_attach() ? void() : std::terminate();
+  front_count_.store(index + 1, release);  // attach(), passes and stats() see an initialised front
+  return f;
+}
+
+void pool::state::detach(front& of) noexcept {
+  {
+    const slow_section marked(*this, &of);
+    while (!of.enter()) {  // a pass is just emptying it: wait for its end
+      const std::lock_guard pass(pass_mutex_);
+    }
+    drain(of);
+    of.leave();
+    publish_requested(of);
+  }
+  of.detach();
+}
+
+// --------------------------------------------------------------------------------------------------------- figures
+
+inline void pool::state::count_allocation(front* of, std::size_t bytes) noexcept {
+  if (of == nullptr) {
+    const auto before = published_requested_.fetch_add(static_cast<std::int64_t>(bytes), relaxed);  // a figure
+    raise_peak_requested(before + static_cast<std::int64_t>(bytes));
+    allocations_.fetch_add(1, relaxed);  // a figure
+    return;
+  }
+  front::add(of->allocations, 1);
+  const std::int64_t now = of->requested.load(relaxed) + static_cast<std::int64_t>(bytes);  // own figures
+  of->requested.store(now, relaxed);
+  if (now > of->highest_requested.load(relaxed)) {
+    of->highest_requested.store(now, relaxed);
+    if (now > of->publish_at.load(relaxed)) publish_requested(*of);
+  }
+}
+
+inline void pool::state::count_free(front* of, std::size_t bytes) noexcept {
+  if (of == nullptr) {
+    published_requested_.fetch_sub(static_cast<std::int64_t>(bytes), relaxed);  // a figure
+    frees_.fetch_add(1, relaxed);
+    return;
+  }
+  front::add(of->frees, 1);
+  const std::int64_t now = of->requested.load(relaxed) - static_cast<std::int64_t>(bytes);  // own figures
+  of->requested.store(now, relaxed);
+  if (now < -of->publish_at.load(relaxed)) publish_requested(*of);
+}
+
+void pool::state::count_taken(front* of, std::uint64_t bytes) noexcept {
+  if (of != nullptr)
+    front::add(of->taken, bytes);
+  else
+    taken_.fetch_add(bytes, relaxed);  // a figure
+}
+
+void pool::state::raise_peak_requested(std::int64_t reached) noexcept {
+  std::int64_t peak = peak_requested_.load(relaxed);  // a figure
+  while (peak < reached && !peak_requested_.compare_exchange_weak(peak, reached, relaxed, relaxed)) {
+  }
+}
+
+[[gnu::noinline]] void pool::state::publish_requested(front& of) noexcept {
+  const std::int64_t moved = of.requested.load(relaxed);  // own figures
+  const std::int64_t before = published_requested_.fetch_add(moved, relaxed);
+  raise_peak_requested(before + of.highest_requested.load(relaxed));
+  of.requested.store(0, relaxed);
+  of.highest_requested.store(0, relaxed);
+  of.publish_at.store(std::clamp(peak_requested_.load(relaxed) / 128, least_publish, most_publish), relaxed);
+}
+
+std::int64_t pool::state::requested_now() const noexcept {
+  std::int64_t sum = published_requested_.load(relaxed);  // figures
+  const std::size_t count = front_count_.load(acquire);   // new_front()
+  for (std::size_t i = 0; i < count; ++i) sum += fronts_[i].requested.load(relaxed);
+  return sum;
+}
+
+statistics pool::state::stats() const noexcept {
+  statistics s;
+  std::uint64_t taken = taken_.load(relaxed);  // figures, all of them
+  std::uint64_t cached = 0;
+  s.allocations = allocations_.load(relaxed);
+  s.frees = frees_.load(relaxed);
+  const std::int64_t requested = requested_now();
+  std::int64_t peak = std::max(peak_requested_.load(relaxed), requested);
+  const std::size_t count = front_count_.load(acquire);  // new_front()
+  for (std::size_t i = 0; i < count; ++i) {
+    const front& f = fronts_[i];
+    taken += f.taken.load(relaxed);
+    s.allocations += f.allocations.load(relaxed);
+    s.frees += f.frees.load(relaxed);
+    peak = std::max(peak, requested - f.requested.load(relaxed) + f.highest_requested.load(relaxed));
+    for (std::size_t c = 0; c < classes_; ++c) cached += f.magazines[c].count.load(relaxed) * rules_[c].bytes;
+  }
+  for (std::size_t c = 0; c < classes_; ++c)
+    cached += std::uint64_t{depot_.height(c)} * rules_[c].batch * rules_[c].bytes;
+  s.requested = static_cast<std::size_t>(std::max<std::int64_t>(requested, 0));
+  s.cached = static_cast<std::size_t>(cached);
+  s.allocated = static_cast<std::size_t>(taken > cached ? taken - cached : 0);
+  s.committed = store_.memory().committed();
+  s.peak_requested = static_cast<std::size_t>(std::max<std::int64_t>(peak, 0));
+  s.peak_committed = store_.memory().peak_committed();
+  s.capacity = shape().capacity;
+  s.limit = shape().limit;
+  s.failed = failed_.load(relaxed);
+  s.bad_frees = bad_frees_.load(relaxed);
+  s.passes = passes_.load(relaxed);
+  return s;
+}
+
+// ----------------------------------------------------------------------------------------------------------- looks
+
+bool pool::state::contains(const void* pointer) const noexcept {
+  return store_.memory().offset(pointer).has_value();
+}
+
+bool pool::state::owns(const void* pointer) const noexcept {
+  const auto offset = store_.memory().offset(pointer);
+  if (!offset) return false;
+  const block_store::found at = store_.find(*offset);
+  return at.exists && at.word.state() == block_state::live && *offset - at.offset < at.length;
+}
+
+std::size_t pool::state::block_size(const void* pointer) const noexcept {
+  const auto offset = store_.memory().offset(pointer);
+  return offset ? store_.find_live(*offset).length : 0;
+}
+
+void pool::state::visit(void (*report)(void*, const block_info&), void* context) const {
+  store_.each_block([&](node n, block_word word) {
+    if (word.state() == block_state::none) return;
+    block_info info;
+    info.address = base_ + shape().bytes(shape().granule(n));
+    info.state = word.state();
+    info.bytes = store_.length(n, word.sixteenths() == 0 ? whole : word.sixteenths());
+    if (info.bytes == 0) return;  // a slot without memory
+    if (info.state == block_state::live) info.requested = info.bytes - word.unused();
+    report(context, info);
+  });
+}
+
+}  // namespace orderly

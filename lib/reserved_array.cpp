@@ -1,0 +1,21 @@
+#include "reserved_array.hpp"
+
+#include <sys/mman.h>
+
+namespace orderly::detail {
+
+void* reserve_zeroed(std::size_t bytes) noexcept {
+  if (bytes == 0) return nullptr;
+  void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (address == MAP_FAILED) return nullptr;
+  // A table is touched here and there: with huge pages each touch could cost 2 MiB, and a core dump could hold it all.
+  madvise(address, bytes, MADV_NOHUGEPAGE);
+  madvise(address, bytes, MADV_DONTDUMP);
+  return address;
+}
+
+void release_zeroed(void* address, std::size_t bytes) noexcept {
+  if (address != nullptr) munmap(address, bytes);
+}
+
+}  // namespace orderly::detail

@@ -1,0 +1,36 @@
+/// \file
+/// Which front a thread uses in which pool. A pool is named by a serial number that is never used twice, so a pool that is
+/// gone is recognised, and its front is not touched.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace orderly::detail {
+
+class front;
+
+/// A few pools' fronts at hand; the rest are found in the slow path. Trivial, so reading it costs no guard, and it can be
+/// read at any time of a thread's life.
+struct thread_fronts {
+  struct entry {
+    std::uint64_t serial = 0;
+    front* of = nullptr;
+  };
+  static constexpr std::size_t size = 8;
+  std::array<entry, size> entries{};
+  bool exiting = false;  ///< the thread's fronts were given back already
+
+  [[nodiscard]] entry& at(std::uint64_t serial) noexcept { return entries[serial % size]; }
+};
+
+[[gnu::tls_model("initial-exec")]] extern thread_local constinit thread_fronts this_thread_fronts;
+
+/// Notes that this thread holds `of` in the pool `serial`, so that its exit gives it back. False: the thread is exiting, or
+/// the system refused memory; the front is the caller's to give back.
+[[nodiscard]] bool remember_front(std::uint64_t serial, front* of) noexcept;
+
+/// This thread's front in that pool, or null.
+[[nodiscard]] front* recall_front(std::uint64_t serial) noexcept;
+
+}  // namespace orderly::detail
