@@ -16,7 +16,7 @@ namespace orderly::detail {
 
 class block_store {
  public:
-  block_store(std::unique_ptr<memory_source> source, const geometry& shape) noexcept
+  block_store(const geometry& shape, std::unique_ptr<memory_source> source) noexcept
       : memory_(std::move(source), shape) {}
 
   /// False: the source or the system refused.

@@ -82,7 +82,7 @@ class pool::state::slow_section {
 // ---------------------------------------------------------------------------------------------------- construction
 
 pool::state::state(std::unique_ptr<memory_source> source, const options& settings)
-    : settings_(settings), store_(std::move(source), plan(source.get(), settings)) {
+    : settings_(settings), store_{plan(source.get(), settings), std::move(source)} {  // in braces: from left to right
   asymmetric_barrier::prepare();
   set_rules();
   const std::size_t limit = shape().limit;
