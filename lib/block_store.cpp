@@ -73,25 +73,32 @@ void block_store::give(node n, unsigned sixteenths) noexcept {
 
 std::size_t block_store::trim(std::size_t bytes) noexcept {
   if (shape().flat) return 0;
-  std::size_t released = slots_.trim(bytes);
-  // Largest nodes first. What is given back bare may merge with a backed neighbour into a larger node, so start over
-  // while anything was released.
+  std::size_t released = 0;
+  // Nodes that are committed in part are worth least, then slots, then whole nodes, the largest first: they cost least.
+  // What is given back bare may merge with its buddy into a node that was looked for before, so go round again.
   for (bool again = true; again && released < bytes;) {
-    again = false;
-    for (unsigned order = shape().root_order + 1; order-- > shape().chunk_order;) {
-      while (released < bytes) {
-        const auto n = tree_.claim_backed(order);
-        if (!n) break;
-        const bool backed = memory_.chunks().backed(*n);
-        const std::size_t bytes_of_node = memory_.decommit(*n);
-        tree_.give(*n, whole);
-        if (backed && bytes_of_node == 0) return released;  // the source refuses
-        released += bytes_of_node;
-        again = again || bytes_of_node != 0;
-      }
-    }
+    const std::size_t before = released;
+    const bool willing = trim_tree(backing::partial, bytes, released) && slots_.trim(bytes, released) &&
+                         trim_tree(backing::full, bytes, released);
+    again = willing && released != before;
   }
   return released;
+}
+
+/// False: the source refused.
+bool block_store::trim_tree(backing kind, std::size_t bytes, std::size_t& released) noexcept {
+  for (unsigned order = shape().root_order + 1; order-- > shape().chunk_order;) {
+    while (released < bytes) {
+      const auto n = tree_.claim(order, kind);
+      if (!n) break;
+      const unsigned present = memory_.chunks().count(*n);
+      const std::size_t gone = memory_.decommit(*n);
+      tree_.give(*n, whole);
+      released += gone;
+      if (gone != present * shape().chunk_bytes()) return false;
+    }
+  }
+  return true;
 }
 
 block_store::found block_store::describe(node n, block_word word) const noexcept {

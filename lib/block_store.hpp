@@ -106,6 +106,7 @@ class block_store {
   }
 
   [[nodiscard]] found describe(node n, block_word word) const noexcept;
+  [[nodiscard]] bool trim_tree(backing kind, std::size_t bytes, std::size_t& released) noexcept;
   std::size_t take_from(node n, block_shape shape, std::span<std::uint32_t> out) noexcept;
 
   arena memory_;

@@ -68,6 +68,11 @@ class block_word {
     return of(block_state::live, sixteenths, unused);
   }
 
+  /// The same live block with that many bytes fewer unused. Pre: it has as many.
+  [[nodiscard]] constexpr block_word with_requested(std::uint64_t bytes) const noexcept {
+    return block_word(bits_ - (bytes << unused_shift));
+  }
+
   [[nodiscard]] constexpr block_state state() const noexcept { return static_cast<block_state>(bits_ & 0xF); }
   [[nodiscard]] constexpr unsigned sixteenths() const noexcept { return static_cast<unsigned>(bits_ >> 4) & 0x1F; }
   [[nodiscard]] constexpr std::uint64_t unused() const noexcept { return bits_ >> unused_shift; }

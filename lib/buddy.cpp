@@ -1,6 +1,8 @@
 #include "buddy.hpp"
 
+#include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "size_class.hpp"
 
@@ -9,14 +11,21 @@ namespace orderly::detail {
 bool buddy::open(const geometry& shape, const chunk_table& chunks) noexcept {
   shape_ = shape;
   chunks_ = &chunks;
-  std::uint64_t total = 0;
-  for (unsigned order = 0; order <= shape.root_order; ++order) total += shape.nodes(order) + 1;
-  if (!word_table_.reserve(total) || !link_table_.reserve(total)) return false;
-  std::uint64_t start = 0;
+  const auto nodes = [&](unsigned order) { return shape.nodes(order) + 1; };  // the buddy of the last may lie past it
+  std::uint64_t words = 0;
+  std::uint64_t links = 0;
   for (unsigned order = 0; order <= shape.root_order; ++order) {
-    words_[order] = word_table_.data() + start;
-    links_[order] = link_table_.data() + start;
-    start += shape.nodes(order) + 1;  // one more: the buddy of the last node may lie past the end
+    words += nodes(order);
+    links += nodes(order) * (order < shape.chunk_order ? 1 : kinds);
+  }
+  if (!word_table_.reserve(words) || !link_table_.reserve(links)) return false;
+  atomic<std::uint64_t>* word = word_table_.data();
+  atomic<link_code>* link = link_table_.data();
+  for (unsigned order = 0; order <= shape.root_order; ++order) {
+    words_[order] = std::exchange(word, word + nodes(order));
+    for (const backing kind : {backing::full, backing::partial, backing::bare})
+      if (kind == backing::full || order >= shape.chunk_order)
+        free_nodes(order, kind).links = std::exchange(link, link + nodes(order));
   }
   if (shape.flat) {
     next_root_.store(1, relaxed);  // no other thread yet
@@ -24,7 +33,7 @@ bool buddy::open(const geometry& shape, const chunk_table& chunks) noexcept {
       const auto order = static_cast<unsigned>(std::bit_width(shape.tree_granules - granule) - 1);
       const node n{static_cast<std::uint32_t>(granule >> order), static_cast<std::uint8_t>(order)};
       for (node above = n.parent(); above.order <= shape.root_order; above = above.parent())
-        word(above).store(block_word::split().bits(), relaxed);  // no other thread yet
+        this->word(above).store(block_word::split().bits(), relaxed);  // no other thread yet
       publish(n);
       hint(n);
       granule += std::uint64_t{1} << order;
@@ -49,21 +58,39 @@ void buddy::publish(node n) noexcept {
 }
 
 void buddy::hint(node n) noexcept {
+  // If the node is not ours any more, the kind may be wrong: a hint out of date, no worse than others.
+  hints& of = free_nodes(n.order, chunks_->look(n));
   link_code expected = unlinked;
   // H: the second step of the giver. Winning the link makes this thread the only one to push the node.
-  if (!links_[n.order][n.index].compare_exchange_strong(expected, last, seq_cst, seq_cst)) return;
-  lists& of_order = lists_[n.order];
-  (chunks_->backed(n) ? of_order.backed : of_order.bare).push(links_[n.order], n.index);
+  if (of.links[n.index].compare_exchange_strong(expected, last, seq_cst, seq_cst)) of.list.push(of.links, n.index);
 }
 
-std::optional<node> buddy::pop(free_list& list, unsigned order) noexcept {
-  while (const auto index = list.try_pop(links_[order])) {
-    links_[order][*index].store(unlinked, seq_cst);  // H: the first step of the popper; claim_word is the second
+std::optional<node> buddy::claim(unsigned order, backing kind) noexcept {
+  hints& of = free_nodes(order, kind);
+  while (const auto index = of.list.try_pop(of.links)) {
+    of.links[*index].store(unlinked, seq_cst);  // H: the first step of the popper; claim_word is the second
     const node n{*index, static_cast<std::uint8_t>(order)};
     if (claim_word(n)) return n;
     // A hint out of date: the node was claimed past the list. Whoever frees it again finds the link clear.
   }
   return std::nullopt;
+}
+
+/// The tables of new roots are touched in growing steps, as far as blocks of 1/256 of a root go: they are small, and a page
+/// fault here and there would be most of the tail of allocate's times. What only smaller blocks need is left to them.
+void buddy::touch_tables_ahead(std::uint32_t root) noexcept {
+  std::uint32_t seen = touched_roots_.load(relaxed);  // a bound of what was asked for; nothing depends on it
+  const std::uint32_t count = std::clamp(root / 4, least_roots_ahead, most_roots_ahead);
+  if (root < seen || !touched_roots_.compare_exchange_strong(seen, root + count, relaxed, relaxed)) return;
+  const unsigned least = shape_.root_order > 8 ? shape_.root_order - 8 : 0;
+  const auto touch = [&](auto* table, unsigned order) {
+    const unsigned shift = shape_.root_order - order;
+    if (table != nullptr) touch_ahead(table + (std::size_t{root} << shift), (sizeof *table * count) << shift);
+  };
+  for (unsigned order = least; order <= shape_.root_order; ++order) {
+    touch(words_[order], order);
+    for (const hints& of : free_[order]) touch(of.links, order);
+  }
 }
 
 std::optional<node> buddy::untouched_root() noexcept {
@@ -73,6 +100,7 @@ std::optional<node> buddy::untouched_root() noexcept {
   while (next < roots) {
     if (next_root_.compare_exchange_weak(next, next + 1, relaxed, relaxed)) {
       const node n{next, static_cast<std::uint8_t>(shape_.root_order)};
+      touch_tables_ahead(next);
       word(n).store(block_word::owned().bits(), relaxed);  // B1: the counter gave it to this thread alone
       return n;
     }
@@ -81,19 +109,24 @@ std::optional<node> buddy::untouched_root() noexcept {
 }
 
 std::optional<node> buddy::claim(unsigned order) noexcept {
-  for (unsigned k = order; k <= shape_.root_order; ++k)
-    if (const auto n = pop(lists_[k].backed, k)) return n;
-  for (unsigned k = order > shape_.chunk_order ? order : shape_.chunk_order; k <= shape_.root_order; ++k)
-    if (const auto n = pop(lists_[k].bare, k)) return n;
+  const bool small = order < shape_.chunk_order;
+  for (unsigned k = order; k <= shape_.root_order; ++k) {
+    if (const auto n = claim(k, backing::full)) return n;
+    if (!small || k <= shape_.chunk_order) continue;  // of a single chunk, none is partial
+    if (const auto n = claim(k, backing::partial)) return n;
+  }
+  const unsigned least = std::max(order, shape_.chunk_order);
+  for (unsigned k = least; !small && k <= shape_.root_order; ++k)
+    if (const auto n = claim(k, backing::partial)) return n;
+  for (unsigned k = least; k <= shape_.root_order; ++k)
+    if (const auto n = claim(k, backing::bare)) return n;
   return untouched_root();
 }
-
-std::optional<node> buddy::claim_backed(unsigned order) noexcept { return pop(lists_[order].backed, order); }
 
 node buddy::split(node n, unsigned order) noexcept {
   while (n.order > order) {
     word(n).store(block_word::split().bits(), relaxed);  // seen with the half that publish() releases
-    const bool keep_right = n.order > shape_.chunk_order && !chunks_->backed(n.left()) && chunks_->backed(n.right());
+    const bool keep_right = n.order > shape_.chunk_order && chunks_->count(n.left()) < chunks_->count(n.right());
     const node kept = keep_right ? n.right() : n.left();
     word(kept).store(block_word::owned().bits(), relaxed);  // ours already, by B1
     publish(kept.buddy());

@@ -39,14 +39,15 @@ class buddy {
   /// False: the system refused the tables. Flat ranges start as free blocks, others as untouched roots.
   [[nodiscard]] bool open(const geometry& shape, const chunk_table& chunks) noexcept;
 
-  /// Owns a free node of the smallest order that has one, at least `order`; nodes with committed chunks first, then
-  /// bare ones, then an untouched root.
+  /// Owns a free node of at least `order`. Less than a chunk comes from the smallest node that has committed memory, so
+  /// that used chunks fill up; a chunk or more first from nodes that are committed whole, so that nothing need be
+  /// committed. Then bare nodes, then an untouched root.
   [[nodiscard]] std::optional<node> claim(unsigned order) noexcept;
 
-  /// The same, for a node of exactly `order` that is listed as having committed chunks. For trimming.
-  [[nodiscard]] std::optional<node> claim_backed(unsigned order) noexcept;
+  /// The same, for a node of exactly `order` that is listed with that backing. For trimming.
+  [[nodiscard]] std::optional<node> claim(unsigned order, backing kind) noexcept;
 
-  /// Owns a descendant of an owned node; the rest is given away. Keeps the half that has committed chunks.
+  /// Owns a descendant of an owned node; the rest is given away. Keeps the half that has more committed chunks.
   [[nodiscard]] node split(node n, unsigned order) noexcept;
 
   /// Divides an owned node into owned blocks of `order`; nothing is given away. Their indices are consecutive, from
@@ -67,27 +68,36 @@ class buddy {
   [[nodiscard]] std::uint64_t used_granules() const noexcept;
 
  private:
+  /// The free nodes of one order and one kind of backing. Each kind has links of its own: a node that was merged while
+  /// it was bare leaves a hint out of date among the bare ones, and must yet find its way to the full ones when it is
+  /// free again.
+  struct hints {
+    free_list list;
+    atomic<link_code>* links = nullptr;
+  };
+  static constexpr std::uint32_t least_roots_ahead = 8;
+  static constexpr std::uint32_t most_roots_ahead = 64;
+  static constexpr std::size_t kinds = 3;
+  [[nodiscard]] hints& free_nodes(unsigned order, backing kind) noexcept {
+    return free_[order][static_cast<std::size_t>(kind)];
+  }
+
   void give_whole(node n) noexcept;
   void publish(node n) noexcept;
   void hint(node n) noexcept;
   [[nodiscard]] bool claim_word(node n) noexcept;
   [[nodiscard]] block_word look_seq_cst(node n) const noexcept { return block_word(word(n).load(seq_cst)); }  // M
-  [[nodiscard]] std::optional<node> pop(free_list& list, unsigned order) noexcept;
   [[nodiscard]] std::optional<node> untouched_root() noexcept;
-
-  struct lists {
-    free_list backed;  ///< below a chunk, or with at least one committed chunk
-    free_list bare;    ///< without any
-  };
+  void touch_tables_ahead(std::uint32_t root) noexcept;
 
   geometry shape_;
   const chunk_table* chunks_ = nullptr;
   std::array<atomic<std::uint64_t>*, max_orders> words_{};
-  std::array<atomic<link_code>*, max_orders> links_{};
   reserved_array<atomic<std::uint64_t>> word_table_;
   reserved_array<atomic<link_code>> link_table_;
-  std::array<lists, max_orders> lists_{};
+  std::array<std::array<hints, kinds>, max_orders> free_{};
   alignas(64) atomic<std::uint32_t> next_root_{0};
+  atomic<std::uint32_t> touched_roots_{0};
 };
 
 }  // namespace orderly::detail

@@ -21,6 +21,8 @@ namespace orderly::detail {
 
 using chunk_mask = std::uint64_t;
 
+enum class backing : std::uint8_t { full, partial, bare };
+
 class chunk_table {
  public:
   [[nodiscard]] bool open(const geometry& shape) noexcept {
@@ -40,10 +42,17 @@ class chunk_table {
   /// The committed ones of these bits.
   [[nodiscard]] chunk_mask committed(node n, chunk_mask bits) const noexcept { return mask(n).load(relaxed) & bits; }
 
-  /// True if the node lies within a committed chunk or has one. Exact for the node's owner.
-  [[nodiscard]] bool backed(node n) const noexcept {
-    if (flat_ || n.order < chunk_order_) return true;
-    return committed(n, bits(n, std::uint64_t{1} << n.order)) != 0;
+  /// Committed chunks of a node of at least a chunk. Exact for the node's owner.
+  [[nodiscard]] unsigned count(node n) const noexcept {
+    return static_cast<unsigned>(std::popcount(committed(n, bits(n, std::uint64_t{1} << n.order))));
+  }
+
+  /// How much of a node is committed. What is smaller than a chunk always is.
+  [[nodiscard]] backing look(node n) const noexcept {
+    if (flat_ || n.order < chunk_order_) return backing::full;
+    const unsigned present = count(n);
+    if (present == 0) return backing::bare;
+    return present == 1U << (n.order - chunk_order_) ? backing::full : backing::partial;
   }
 
   void set(node n, chunk_mask bits) noexcept { mask(n).fetch_or(bits, relaxed); }

@@ -52,23 +52,24 @@ namespace {
   }
 }
 
+[[nodiscard]] std::string hexadecimal(const void* pointer) {
+  char text[2 + 2 * sizeof pointer + 1];
+  std::snprintf(text, std::size(text), "%p", pointer);
+  return text;
+}
+
 }  // namespace
 
 std::string bad_free::message() const {
-  char text[512];
-  int length = std::snprintf(text, std::size(text), "orderly: bad free of %p", pointer);
-  const auto append = [&](const char* format, auto... values) {
-    if (length >= 0 && static_cast<std::size_t>(length) < std::size(text))
-      length += std::snprintf(text + length, std::size(text) - static_cast<std::size_t>(length), format, values...);
-  };
-  if (bytes != 0) append(" (%zu bytes)", bytes);
-  append(": %s", to_string(code));
+  std::string text = "orderly: bad free of " + hexadecimal(pointer);
+  if (bytes != 0) text += " (" + std::to_string(bytes) + " bytes)";
+  text += std::string(": ") + to_string(code);
   if (block != nullptr) {
-    append("; it falls in the block at %p of %zu bytes, which is %s", block, block_bytes, to_string(state));
-    if (state == block_state::live) append(" (%zu bytes requested)", block_requested);
+    text += "; it falls in the block at " + hexadecimal(block) + " of " + std::to_string(block_bytes) +
+            " bytes, which is " + to_string(state);
+    if (state == block_state::live) text += " (" + std::to_string(block_requested) + " bytes requested)";
   }
-  append("; %s", advice(code));
-  return text;
+  return text + "; " + advice(code);
 }
 
 out_of_memory::out_of_memory(std::size_t requested, std::size_t committed, std::size_t limit) noexcept

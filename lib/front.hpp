@@ -23,6 +23,7 @@
 #include <cstdint>
 
 #include "atomic.hpp"
+#include "block_word.hpp"
 #include "depot.hpp"
 
 namespace orderly::detail {
@@ -33,29 +34,40 @@ struct front_magazine {
   std::uint16_t capacity = 0;
   std::uint8_t order = 0;
   std::uint8_t sixteenths = 0;
-  atomic<std::uint64_t>* words = nullptr;  ///< of the class's order
   std::uint32_t* blocks = nullptr;         ///< granules, the newest last
-  std::uint64_t bytes = 0;                 ///< length of a block
+  atomic<std::uint64_t>* words = nullptr;  ///< of the class's order
+  block_word unrequested;                  ///< a live block of which no byte was requested
+
+  [[nodiscard]] block_word live(std::size_t requested) const noexcept { return unrequested.with_requested(requested); }
 };
 
 class alignas(64) front {
  public:
   static constexpr std::size_t most_blocks = 2 * max_magazine_blocks;  ///< of one class
 
-  /// Owner. False: revoked; nothing was entered.
-  [[nodiscard]] bool enter() noexcept {
-    const std::uint64_t sequence = sequence_.load(relaxed);  // own
-    if (asymmetric_barrier::available()) [[likely]] {
-      sequence_.store(sequence + 1, relaxed);                // (a); ordered before (b) by the pass's heavy barrier
-      asymmetric_barrier::light();
-    } else {
-      sequence_.exchange(sequence + 1, seq_cst);             // (a); ordered before (b) by itself
+  /// Owner's stay inside its front. False if the front is revoked: then nothing was entered.
+  class stay {
+   public:
+    explicit stay(front& of) noexcept : front_(of), sequence_(of.sequence_.load(relaxed)) {  // own
+      if (asymmetric_barrier::available()) [[likely]] {
+        of.sequence_.store(sequence_ + 1, relaxed);     // (a); ordered before (b) by the pass's heavy barrier
+        asymmetric_barrier::light();
+      } else {
+        of.sequence_.exchange(sequence_ + 1, seq_cst);  // (a); ordered before (b) by itself
+      }
+      inside_ = !of.revoked_.load(seq_cst);             // (b)
     }
-    if (!revoked_.load(seq_cst)) [[likely]] return true;     // (b)
-    leave();
-    return false;
-  }
-  void leave() noexcept { sequence_.store(sequence_.load(relaxed) + 1, release); }  // (c)
+    stay(const stay&) = delete;
+    stay& operator=(const stay&) = delete;
+    ~stay() { front_.sequence_.store(sequence_ + 2, release); }  // (c)
+
+    explicit operator bool() const noexcept { return inside_; }
+
+   private:
+    front& front_;
+    std::uint64_t sequence_;
+    bool inside_;
+  };
 
   /// Pass, before and after the heavy barrier.
   void revoke() noexcept { revoked_.store(true, seq_cst); }                         // (d)
@@ -79,6 +91,7 @@ class alignas(64) front {
     bool expected = false;
     return attached_.compare_exchange_strong(expected, true, acquire, relaxed);  // detach(): the last owner's writes
   }
+  void attach() noexcept { attached_.store(true, relaxed); }  // a new front, not yet shown to anybody
   void detach() noexcept { attached_.store(false, release); }
 
   static void add(atomic<std::uint64_t>& counter, std::uint64_t amount) noexcept {
@@ -89,9 +102,10 @@ class alignas(64) front {
   atomic<std::uint64_t> slow_{0};
   atomic<bool> revoked_{false};
   atomic<bool> attached_{false};
-  atomic<std::int64_t> requested{0};         ///< bytes allocated minus bytes freed since the last publication
-  atomic<std::int64_t> highest_requested{0}; ///< highest value of `requested` since then
-  atomic<std::int64_t> publish_at{0};        ///< distance at which the owner publishes
+  // Bytes allocated minus bytes freed since the last publication are highest - room; `highest` is their peak since then.
+  atomic<std::int64_t> room{0};
+  atomic<std::int64_t> highest{0};
+  std::int64_t publish_at = 0;  ///< room or peak at which the owner publishes
   atomic<std::uint64_t> allocations{0};
   atomic<std::uint64_t> frees{0};
   atomic<std::uint64_t> taken{0};            ///< bytes taken from the buddy minus bytes given to it, modulo 2^64

@@ -13,10 +13,16 @@ using namespace detail;
 namespace {
 
 /// Free memory that is always allowed beside the slack, so that small pools do not run passes.
-constexpr std::size_t least_slack = std::size_t{8} << 20;
+constexpr std::size_t least_slack = std::size_t{1} << 20;
 
-/// Released at least, when anything is: a pass costs more than the chunks it moves.
-constexpr std::size_t least_release = std::size_t{1} << 20;
+/// What passes that relieve the soft limit may cost. Each operation earns one credit, and a pass costs this many; savings
+/// carry a program through a change of phase. A pass releases at least a part of what is committed, so that the next is
+/// some way off. Without credit, or where idle memory does not suffice, the limit gives way by a part instead: memory pays
+/// only where sizes change so fast that what is released is wanted again at once.
+constexpr std::uint64_t credit_per_pass = 8192;
+constexpr std::uint64_t most_credit = 128 * credit_per_pass;
+constexpr std::size_t part_released = 32;
+constexpr std::size_t part_given_way = 16;
 
 /// Rounds of press() in each of which other threads got on. Each such round is progress of the pool as a whole, so their
 /// number bounds nothing but this thread's patience.
@@ -50,8 +56,8 @@ std::size_t pool::state::commitment(const request& wanted) const noexcept {
   return (length + shape().chunk_bytes() - 1) & ~(shape().chunk_bytes() - 1);
 }
 
-/// The soft limit would be exceeded by `bytes`: sets it anew from what is live now, and releases idle memory for what is
-/// still above it. When nothing idle is left the limit gives way, by enough that the next growth does not come here.
+/// The soft limit would be exceeded by `bytes`: sets it anew from what is live now, and if that does not do, releases idle
+/// memory: first what is free, then what depots hold, then what fronts hold.
 void pool::state::relieve(std::size_t bytes) noexcept {
   const std::unique_lock lock(pass_mutex_, std::try_to_lock);
   if (!lock) return;  // another pass is at it; this thread takes what the hard limit allows
@@ -65,11 +71,19 @@ void pool::state::relieve(std::size_t bytes) noexcept {
     return wanted > memory.soft_limit() ? wanted - memory.soft_limit() : 0;
   };
   if (excess() == 0) return;
-  passes_.fetch_add(1, relaxed);  // a figure
-  store_.trim(std::max(excess(), least_release));
-  if (excess() != 0 && reclaim_caches() != 0) store_.trim(std::max(excess(), least_release));
-  if (const std::size_t still = excess(); still != 0)
-    memory.set_soft_limit(memory.soft_limit() + still + memory.committed() / 32);
+  const std::uint64_t earned = operations() - credited_operations_;
+  credited_operations_ += earned;
+  credit_ = std::min(credit_ + earned, most_credit);
+  if (credit_ >= credit_per_pass) {
+    credit_ -= credit_per_pass;
+    passes_.fetch_add(1, relaxed);  // a figure
+    const auto release_some = [&] { store_.trim(std::max(excess(), memory.committed() / part_released)); };
+    release_some();
+    if (excess() != 0 && reclaim_depots() != 0) release_some();
+    if (excess() != 0 && reclaim_fronts() != 0) release_some();
+    if (excess() == 0) return;
+  }
+  memory.set_soft_limit(memory.soft_limit() + excess() + memory.committed() / part_given_way);
 }
 
 /// Null: refused, and rightly: at some instant since the call no memory for the request existed outside live blocks.
@@ -110,13 +124,21 @@ void* pool::state::press_locked(const request& wanted) noexcept {
   return nullptr;
 }
 
+/// Allocations and frees through fronts so far, all threads'.
+std::uint64_t pool::state::operations() const noexcept {
+  std::uint64_t sum = 0;
+  const std::size_t count = front_count_.load(acquire);  // new_front()
+  for (std::size_t i = 0; i < count; ++i) sum += fronts_[i].watch().sequence / 2;
+  return sum;
+}
+
 /// The sum of all threads' steps, this thread's left out: it holds the mutex, not memory.
 pool::state::activity pool::state::watch() const noexcept {
-  const thread_fronts::entry& mine = this_thread_fronts.at(serial());
+  const front* const mine = this_thread_fronts.find(serial());
   activity sum;
   const std::size_t count = front_count_.load(acquire);  // new_front()
   for (std::size_t i = 0; i < count; ++i) {
-    if (mine.serial == serial() && mine.of == &fronts_[i]) continue;
+    if (mine == &fronts_[i]) continue;
     const front::activity of = fronts_[i].watch();
     sum.steps += of.sequence + of.slow;
     sum.inside = sum.inside || !of.idle();

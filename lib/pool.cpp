@@ -32,32 +32,40 @@ pool::~pool() { delete state_; }
 
 void* pool::allocate(std::size_t bytes, std::size_t alignment) {
   if (state_ == nullptr) throw std::invalid_argument("orderly::pool: allocate on a pool that was moved from");
-  if (!state_->aligns(alignment)) throw_misaligned(alignment);
-  if (void* const block = state_->allocate(bytes, alignment)) [[likely]]
+  if (void* const block = state_->allocate_hot(bytes, alignment)) [[likely]]
     return block;
+  if (!state_->aligns(alignment)) throw_misaligned(alignment);
+  if (void* const block = state_->allocate_slow(bytes, alignment)) return block;
   throw out_of_memory(bytes, state_->stats().committed, state_->shape().limit);
 }
 
 void* pool::try_allocate(std::size_t bytes, std::size_t alignment) noexcept {
-  if (state_ == nullptr || !state_->aligns(alignment)) return nullptr;
+  if (state_ == nullptr) return nullptr;
+  if (void* const block = state_->allocate_hot(bytes, alignment)) [[likely]]
+    return block;
+  if (!state_->aligns(alignment)) return nullptr;
   try {
-    return state_->allocate(bytes, alignment);
+    return state_->allocate_slow(bytes, alignment);
   } catch (...) {  // the out-of-memory handler's
     return nullptr;
   }
 }
 
 void pool::deallocate(void* pointer, std::size_t bytes) noexcept {
-  if (state_ != nullptr) [[likely]]
-    return state_->deallocate_or_report(pointer, bytes);
-  on_bad_free::print({.code = error::pool_gone, .pointer = pointer, .bytes = bytes});
+  if (state_ == nullptr) return on_bad_free::print({.code = error::pool_gone, .pointer = pointer, .bytes = bytes});
+  if (state_->deallocate_hot(pointer, bytes)) [[likely]]
+    return;
+  state_->deallocate_or_report(pointer, bytes);
 }
 
 void pool::deallocate(void* pointer) noexcept { deallocate(pointer, 0); }
 
 error pool::try_deallocate(void* pointer, std::size_t bytes, bad_free* report) noexcept {
-  if (state_ != nullptr) [[likely]]
-    return state_->deallocate(pointer, bytes, report);
+  if (state_ != nullptr) [[likely]] {
+    if (state_->deallocate_hot(pointer, bytes)) [[likely]]
+      return error::none;
+    return state_->deallocate_slow(pointer, bytes, report);
+  }
   if (report != nullptr) *report = {.code = error::pool_gone, .pointer = pointer, .bytes = bytes};
   return error::pool_gone;
 }

@@ -91,6 +91,7 @@ pool::state::state(std::unique_ptr<memory_source> source, const options& setting
     throw out_of_memory(shape().capacity, 0, limit);
   base_ = store_.memory().base();
   granule_shift_ = shape().granule_shift;
+  hot_alignments_ = shape().granule_bytes();
   tree_bytes_ = shape().bytes(shape().tree_granules);
   max_alignment_ = shape().flat ? std::size_t{1} << std::countr_zero(reinterpret_cast<std::uintptr_t>(base_))
                                 : shape().chunk_bytes();
@@ -119,7 +120,7 @@ void pool::state::set_rules() noexcept {
     rule.batch = static_cast<std::uint16_t>(rule.capacity / 2);
     rule.refill = static_cast<std::uint16_t>(std::clamp<std::uint64_t>(16 * 1024 / rule.bytes, 1, rule.batch));
     rule.magazines =
-        static_cast<std::uint32_t>(std::clamp<std::uint64_t>(4 * budget / (rule.bytes * rule.batch), 2, 64));
+        static_cast<std::uint32_t>(std::clamp<std::uint64_t>(budget / (rule.bytes * rule.batch), 2, 64));
     blocks_per_front_ += rule.capacity;
   }
 }
@@ -128,6 +129,10 @@ void pool::state::set_rules() noexcept {
 
 bool pool::state::aligns(std::size_t alignment) const noexcept {
   return std::has_single_bit(alignment) && (alignment <= shape().granule_bytes() || alignment <= max_alignment_);
+}
+
+void* pool::state::allocate_slow(std::size_t bytes, std::size_t alignment) {
+  return allocate_slow(work_out(bytes, alignment));
 }
 
 pool::state::request pool::state::work_out(std::size_t bytes, std::size_t alignment) const noexcept {
@@ -155,36 +160,6 @@ std::size_t pool::state::rounded(std::size_t bytes) const noexcept {
 }
 
 // ------------------------------------------------------------------------------------------------------ allocation
-
-void* pool::state::allocate(std::size_t bytes, std::size_t alignment) {
-  if (alignment <= std::size_t{1} << granule_shift_) [[likely]]
-    if (void* const block = allocate_hot(bytes)) [[likely]]
-      return block;
-  return allocate_slow(work_out(bytes, alignment));
-}
-
-inline void* pool::state::allocate_hot(std::size_t bytes) noexcept {
-  const std::size_t requested = bytes + (bytes == 0);
-  const std::uint64_t last_granule = (requested - 1) >> granule_shift_;
-  if (last_granule >= front_granules_) return nullptr;
-  const thread_fronts::entry& mine = this_thread_fronts.at(serial());
-  if (mine.serial != serial()) return nullptr;
-  front& f = *mine.of;
-  front_magazine& m = f.magazines[class_of(last_granule + 1)];
-  if (!f.enter()) return nullptr;
-  const std::uint32_t count = m.count.load(relaxed);  // own
-  if (count == 0) {
-    f.leave();
-    return nullptr;
-  }
-  const std::uint32_t granule = m.blocks[count - 1];
-  m.count.store(count - 1, relaxed);  // own; others read it as a figure
-  // cached -> live: the front's owner alone may touch the word. The user hands the block on with an order of his own.
-  m.words[granule >> m.order].store(block_word::live(m.sixteenths, m.bytes - requested).bits(), relaxed);
-  count_allocation(&f, requested);
-  f.leave();
-  return base_ + (std::uint64_t{granule} << granule_shift_);
-}
 
 void* pool::state::hand_out(front* of, const request& wanted, node n) noexcept {
   const std::uint64_t length = store_.length(n, wanted.shape.sixteenths);
@@ -215,13 +190,12 @@ void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refus
   }
   void* const block = hand_out(&of, wanted, node_at(blocks[0], rule.shape));
   std::size_t kept = 1;
-  if (count > 1 && of.enter()) {
+  if (const front::stay inside(of); inside) {
     front_magazine& m = of.magazines[wanted.of_class];
     std::uint32_t held = m.count.load(relaxed);  // own
     // Backwards, so that the lowest address is handed out first and neighbours stay together.
     while (kept < count && held < m.capacity) m.blocks[held++] = blocks[count - kept++];
     m.count.store(held, relaxed);  // own; others read it as a figure
-    of.leave();
   }
   if (kept < count) put_back(wanted.of_class, blocks.data() + 1, count - kept);
   return block;
@@ -261,44 +235,7 @@ void* pool::state::allocate_slow(const request& wanted) {
 
 // ------------------------------------------------------------------------------------------------------------ free
 
-inline bool pool::state::deallocate_hot(void* pointer, std::size_t bytes) noexcept {
-  const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of an unknown size, 0, it is out of range
-  if (last_granule >= front_granules_) return false;
-  const std::uint64_t offset = reinterpret_cast<std::uintptr_t>(pointer) - reinterpret_cast<std::uintptr_t>(base_);
-  if (offset >= tree_bytes_) return false;
-  const thread_fronts::entry& mine = this_thread_fronts.at(serial());
-  if (mine.serial != serial()) return false;
-  front& f = *mine.of;
-  front_magazine& m = f.magazines[class_of(last_granule + 1)];
-  const auto block_shift = m.order + granule_shift_;
-  if ((offset & ((std::uint64_t{1} << block_shift) - 1)) != 0) return false;
-  if (!f.enter()) return false;
-  const std::uint32_t count = m.count.load(relaxed);  // own
-  std::uint64_t expected = block_word::live(m.sixteenths, m.bytes - bytes).bits();
-  // live -> cached, the check of every free: of several threads that free one block, one CAS succeeds. Relaxed: the
-  // block's bytes go to their next user with the magazine, or stay with this thread.
-  if (count == m.capacity ||
-      !m.words[offset >> block_shift].compare_exchange_strong(expected, block_word::cached(m.sixteenths).bits(),
-                                                              relaxed, relaxed)) {
-    f.leave();
-    return false;
-  }
-  m.blocks[count] = static_cast<std::uint32_t>(offset >> granule_shift_);
-  m.count.store(count + 1, relaxed);  // own; others read it as a figure
-  count_free(&f, bytes);
-  f.leave();
-  return true;
-}
-
-error pool::state::deallocate(void* pointer, std::size_t bytes, bad_free* report) noexcept {
-  if (deallocate_hot(pointer, bytes)) [[likely]]
-    return error::none;
-  return deallocate_slow(pointer, bytes, report);
-}
-
 void pool::state::deallocate_or_report(void* pointer, std::size_t bytes) noexcept {
-  if (deallocate_hot(pointer, bytes)) [[likely]]
-    return;
   bad_free report;
   if (deallocate_slow(pointer, bytes, &report) != error::none && settings_.on_bad_free) settings_.on_bad_free(report);
 }
@@ -355,14 +292,15 @@ void pool::state::spill(front& of, std::size_t of_class) noexcept {
   const class_rule& rule = rules_[of_class];
   std::array<std::uint32_t, max_magazine_blocks> blocks;
   const slow_section marked(*this, &of);
-  if (!of.enter()) return;
-  front_magazine& m = of.magazines[of_class];
-  const std::uint32_t held = m.count.load(relaxed);  // own
-  const std::uint32_t moved = std::min<std::uint32_t>(held, rule.batch);
-  std::copy_n(m.blocks, moved, blocks.begin());
-  std::copy(m.blocks + moved, m.blocks + held, m.blocks);
-  m.count.store(held - moved, relaxed);  // own; others read it as a figure
-  of.leave();
+  std::uint32_t moved = 0;
+  if (const front::stay inside(of); inside) {
+    front_magazine& m = of.magazines[of_class];
+    const std::uint32_t held = m.count.load(relaxed);  // own
+    moved = std::min<std::uint32_t>(held, rule.batch);
+    std::copy_n(m.blocks, moved, blocks.begin());
+    std::copy(m.blocks + moved, m.blocks + held, m.blocks);
+    m.count.store(held - moved, relaxed);  // own; others read it as a figure
+  }
   if (moved == rule.batch && depot_.push(of_class, std::span(blocks).first(moved), rule.magazines)) return;
   put_back(of_class, blocks.data(), moved);
 }
@@ -397,8 +335,8 @@ bad_free pool::state::explain(const void* pointer, std::size_t bytes) const noex
 // ---------------------------------------------------------------------------------------------------------- fronts
 
 front* pool::state::this_front() noexcept {
-  const thread_fronts::entry& mine = this_thread_fronts.at(serial());
-  return mine.serial == serial() ? mine.of : attach();
+  front* const mine = this_thread_fronts.find(serial());
+  return mine != nullptr ? mine : attach();
 }
 
 front* pool::state::attach() noexcept {
@@ -425,13 +363,13 @@ front* pool::state::new_front() noexcept {
     m.capacity = rules_[c].capacity;
     m.order = rules_[c].shape.order;
     m.sixteenths = rules_[c].shape.sixteenths;
-    m.words = store_.tree().words(m.order);
     m.blocks = blocks;
-    m.bytes = rules_[c].bytes;
+    m.words = store_.tree().words(m.order);
+    m.unrequested = block_word::live(m.sixteenths, rules_[c].bytes);
     blocks += m.capacity;
   }
-  f->publish_at.store(least_publish, relaxed);  // no other owner yet
-  f->try_attach() ? void() : std::terminate();
+  f->publish_at = least_publish;
+  f->attach();
   front_count_.store(index + 1, release);  // attach(), passes and stats() see an initialised front
   return f;
 }
@@ -439,11 +377,14 @@ front* pool::state::new_front() noexcept {
 void pool::state::detach(front& of) noexcept {
   {
     const slow_section marked(*this, &of);
-    while (!of.enter()) {  // a pass is just emptying it: wait for its end
-      const std::lock_guard pass(pass_mutex_);
+    for (bool drained = false; !drained;) {
+      if (const front::stay inside(of); inside) {
+        drain(of);
+        drained = true;
+        continue;
+      }
+      const std::lock_guard pass(pass_mutex_);  // a pass is just emptying it: wait for its end
     }
-    drain(of);
-    of.leave();
     publish_requested(of);
   }
   of.detach();
@@ -451,32 +392,24 @@ void pool::state::detach(front& of) noexcept {
 
 // --------------------------------------------------------------------------------------------------------- figures
 
-inline void pool::state::count_allocation(front* of, std::size_t bytes) noexcept {
-  if (of == nullptr) {
-    const auto before = published_requested_.fetch_add(static_cast<std::int64_t>(bytes), relaxed);  // a figure
-    raise_peak_requested(before + static_cast<std::int64_t>(bytes));
-    allocations_.fetch_add(1, relaxed);  // a figure
-    return;
-  }
-  front::add(of->allocations, 1);
-  const std::int64_t now = of->requested.load(relaxed) + static_cast<std::int64_t>(bytes);  // own figures
-  of->requested.store(now, relaxed);
-  if (now > of->highest_requested.load(relaxed)) {
-    of->highest_requested.store(now, relaxed);
-    if (now > of->publish_at.load(relaxed)) publish_requested(*of);
-  }
+void pool::state::count_allocation(front* of, std::size_t bytes) noexcept {
+  if (of != nullptr) return count_allocation(*of, bytes);
+  const auto before = published_requested_.fetch_add(static_cast<std::int64_t>(bytes), relaxed);  // a figure
+  raise_peak_requested(before + static_cast<std::int64_t>(bytes));
+  allocations_.fetch_add(1, relaxed);  // a figure
 }
 
-inline void pool::state::count_free(front* of, std::size_t bytes) noexcept {
-  if (of == nullptr) {
-    published_requested_.fetch_sub(static_cast<std::int64_t>(bytes), relaxed);  // a figure
-    frees_.fetch_add(1, relaxed);
-    return;
-  }
-  front::add(of->frees, 1);
-  const std::int64_t now = of->requested.load(relaxed) - static_cast<std::int64_t>(bytes);  // own figures
-  of->requested.store(now, relaxed);
-  if (now < -of->publish_at.load(relaxed)) publish_requested(*of);
+void pool::state::count_free(front* of, std::size_t bytes) noexcept {
+  if (of != nullptr) return count_free(*of, bytes);
+  published_requested_.fetch_sub(static_cast<std::int64_t>(bytes), relaxed);  // a figure
+  frees_.fetch_add(1, relaxed);  // a figure
+}
+
+void pool::state::raise_highest(front& of, std::int64_t room) noexcept {
+  const std::int64_t highest = of.highest.load(relaxed) - room;  // own figures
+  of.highest.store(highest, relaxed);
+  of.room.store(0, relaxed);
+  if (highest > of.publish_at) publish_requested(of);
 }
 
 void pool::state::count_taken(front* of, std::uint64_t bytes) noexcept {
@@ -492,19 +425,19 @@ void pool::state::raise_peak_requested(std::int64_t reached) noexcept {
   }
 }
 
-[[gnu::noinline]] void pool::state::publish_requested(front& of) noexcept {
-  const std::int64_t moved = of.requested.load(relaxed);  // own figures
-  const std::int64_t before = published_requested_.fetch_add(moved, relaxed);
-  raise_peak_requested(before + of.highest_requested.load(relaxed));
-  of.requested.store(0, relaxed);
-  of.highest_requested.store(0, relaxed);
-  of.publish_at.store(std::clamp(peak_requested_.load(relaxed) / 128, least_publish, most_publish), relaxed);
+void pool::state::publish_requested(front& of) noexcept {
+  const std::int64_t highest = of.highest.load(relaxed);  // own figures
+  const std::int64_t before = published_requested_.fetch_add(highest - of.room.load(relaxed), relaxed);
+  raise_peak_requested(before + highest);
+  of.highest.store(0, relaxed);
+  of.room.store(0, relaxed);
+  of.publish_at = std::clamp(peak_requested_.load(relaxed) / 128, least_publish, most_publish);
 }
 
 std::int64_t pool::state::requested_now() const noexcept {
   std::int64_t sum = published_requested_.load(relaxed);  // figures
   const std::size_t count = front_count_.load(acquire);   // new_front()
-  for (std::size_t i = 0; i < count; ++i) sum += fronts_[i].requested.load(relaxed);
+  for (std::size_t i = 0; i < count; ++i) sum += fronts_[i].highest.load(relaxed) - fronts_[i].room.load(relaxed);
   return sum;
 }
 
@@ -522,7 +455,7 @@ statistics pool::state::stats() const noexcept {
     taken += f.taken.load(relaxed);
     s.allocations += f.allocations.load(relaxed);
     s.frees += f.frees.load(relaxed);
-    peak = std::max(peak, requested - f.requested.load(relaxed) + f.highest_requested.load(relaxed));
+    peak = std::max(peak, requested + f.room.load(relaxed));
     for (std::size_t c = 0; c < classes_; ++c) cached += f.magazines[c].count.load(relaxed) * rules_[c].bytes;
   }
   for (std::size_t c = 0; c < classes_; ++c)

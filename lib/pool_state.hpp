@@ -32,11 +32,16 @@ class pool::state final : public detail::registered_pool {
   state& operator=(const state&) = delete;
   ~state();
 
-  /// Null: refused. Throws only what the out-of-memory handler throws.
-  [[nodiscard]] void* allocate(std::size_t bytes, std::size_t alignment);
+  /// The hot path. Null: take the slow one.
+  [[nodiscard]] void* allocate_hot(std::size_t bytes, std::size_t alignment) noexcept;
+
+  /// Null: refused. Throws only what the out-of-memory handler throws. Pre: aligns(alignment).
+  [[nodiscard]] void* allocate_slow(std::size_t bytes, std::size_t alignment);
   [[nodiscard]] bool aligns(std::size_t alignment) const noexcept;
 
-  [[nodiscard]] error deallocate(void* pointer, std::size_t bytes, bad_free* report) noexcept;
+  /// The hot path. False: take the slow one; nothing has happened.
+  [[nodiscard]] bool deallocate_hot(void* pointer, std::size_t bytes) noexcept;
+  [[nodiscard]] error deallocate_slow(void* pointer, std::size_t bytes, bad_free* report) noexcept;
   void deallocate_or_report(void* pointer, std::size_t bytes) noexcept;
 
   [[nodiscard]] std::size_t block_size(const void* pointer) const noexcept;
@@ -85,7 +90,6 @@ class pool::state final : public detail::registered_pool {
   void set_rules() noexcept;
   [[nodiscard]] request work_out(std::size_t bytes, std::size_t alignment) const noexcept;
 
-  [[nodiscard]] void* allocate_hot(std::size_t bytes) noexcept;
   [[nodiscard]] void* allocate_slow(const request& wanted);
   [[nodiscard]] void* allocate_once(const request& wanted) noexcept;
   [[nodiscard]] void* refill(detail::front& of, const request& wanted, detail::ceiling up_to,
@@ -94,8 +98,6 @@ class pool::state final : public detail::registered_pool {
                                       detail::refusal& why) noexcept;
   [[nodiscard]] void* hand_out(detail::front* of, const request& wanted, detail::node n) noexcept;
 
-  [[nodiscard]] bool deallocate_hot(void* pointer, std::size_t bytes) noexcept;
-  [[nodiscard]] error deallocate_slow(void* pointer, std::size_t bytes, bad_free* report) noexcept;
   [[nodiscard]] bool accepts(const detail::block_store::found& block, std::size_t bytes) const noexcept;
   [[nodiscard]] bad_free explain(const void* pointer, std::size_t bytes) const noexcept;
   void spill(detail::front& of, std::size_t of_class) noexcept;
@@ -104,10 +106,13 @@ class pool::state final : public detail::registered_pool {
   [[nodiscard]] detail::front* this_front() noexcept;
   [[nodiscard]] detail::front* attach() noexcept;
   [[nodiscard]] detail::front* new_front() noexcept;
+  void count_allocation(detail::front& of, std::size_t bytes) noexcept;
   void count_allocation(detail::front* of, std::size_t bytes) noexcept;
+  void count_free(detail::front& of, std::size_t bytes) noexcept;
   void count_free(detail::front* of, std::size_t bytes) noexcept;
+  [[gnu::noinline]] void raise_highest(detail::front& of, std::int64_t room) noexcept;
   void count_taken(detail::front* of, std::uint64_t bytes) noexcept;
-  void publish_requested(detail::front& of) noexcept;
+  [[gnu::noinline]] void publish_requested(detail::front& of) noexcept;
   void raise_peak_requested(std::int64_t reached) noexcept;
   [[nodiscard]] std::int64_t requested_now() const noexcept;
 
@@ -119,6 +124,7 @@ class pool::state final : public detail::registered_pool {
   std::size_t reclaim_fronts() noexcept;
   std::size_t drain(detail::front& of) noexcept;
   [[nodiscard]] activity watch() const noexcept;
+  [[nodiscard]] std::uint64_t operations() const noexcept;
   [[nodiscard]] std::size_t commitment(const request& wanted) const noexcept;
 
   // Hot: read-only after construction.
@@ -126,6 +132,7 @@ class pool::state final : public detail::registered_pool {
   unsigned granule_shift_ = 0;
   std::uint64_t front_granules_ = 0;  ///< requests up to here have a class
   std::uint64_t tree_bytes_ = 0;
+  std::size_t hot_alignments_ = 0;  ///< alignments that every block has: up to the granule
   std::size_t max_alignment_ = 0;
   std::size_t classes_ = 0;
   options settings_;
@@ -156,11 +163,72 @@ class pool::state final : public detail::registered_pool {
   /// an allocation that would be refused waits for it.
   std::mutex pass_mutex_;
   detail::atomic<std::uint64_t> passes_{0};
+  std::uint64_t credited_operations_ = 0;  ///< guarded by pass_mutex_, like the next
+  std::uint64_t credit_ = ~std::uint64_t{0} / 2;  ///< of relieve(); a new pool has all the savings that it may have
   struct {
     std::uint64_t pass = 0;  ///< number of the pass that refused; 0: none
     std::uint64_t granules = 0;
     unsigned order = 0;
   } refused_;  ///< guarded by pass_mutex_
 };
+
+inline void* pool::state::allocate_hot(std::size_t bytes, std::size_t alignment) noexcept {
+  using namespace detail;
+  const std::size_t requested = bytes + (bytes == 0);
+  const std::uint64_t last_granule = (requested - 1) >> granule_shift_;
+  if (last_granule >= front_granules_ || alignment - 1 >= hot_alignments_ || (alignment & (alignment - 1)) != 0)
+    return nullptr;
+  front* const mine = this_thread_fronts.find(serial());
+  if (mine == nullptr) return nullptr;
+  front_magazine& m = mine->magazines[class_of(last_granule + 1)];
+  const front::stay inside(*mine);
+  const std::uint32_t count = m.count.load(relaxed);  // own
+  if (!inside || count == 0) return nullptr;
+  const std::uint32_t granule = m.blocks[count - 1];
+  m.count.store(count - 1, relaxed);  // own; others read it as a figure
+  // cached -> live: the front's owner alone may touch the word. The user hands the block on with an order of his own.
+  m.words[granule >> m.order].store(m.live(requested).bits(), relaxed);
+  count_allocation(*mine, requested);
+  return base_ + (std::uint64_t{granule} << granule_shift_);
+}
+
+inline bool pool::state::deallocate_hot(void* pointer, std::size_t bytes) noexcept {
+  using namespace detail;
+  const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of an unknown size, 0, it is out of range
+  const std::uint64_t offset = reinterpret_cast<std::uintptr_t>(pointer) - reinterpret_cast<std::uintptr_t>(base_);
+  if (last_granule >= front_granules_ || offset >= tree_bytes_) return false;
+  front* const mine = this_thread_fronts.find(serial());
+  if (mine == nullptr) return false;
+  front_magazine& m = mine->magazines[class_of(last_granule + 1)];
+  const unsigned block_shift = m.order + granule_shift_;
+  const std::uint64_t index = offset >> block_shift;
+  if (index << block_shift != offset) return false;
+  const front::stay inside(*mine);
+  const std::uint32_t count = m.count.load(relaxed);  // own
+  if (!inside || count == m.capacity) return false;
+  // live -> cached, the check of every free: of several threads that free one block, one CAS succeeds. Relaxed: the
+  // block's bytes go to their next user with the magazine, or stay with this thread.
+  std::uint64_t expected = m.live(bytes).bits();
+  if (!m.words[index].compare_exchange_strong(expected, block_word::cached(m.sixteenths).bits(), relaxed, relaxed))
+    return false;
+  m.blocks[count] = static_cast<std::uint32_t>(offset >> granule_shift_);
+  m.count.store(count + 1, relaxed);  // own; others read it as a figure
+  count_free(*mine, bytes);
+  return true;
+}
+
+inline void pool::state::count_allocation(detail::front& of, std::size_t bytes) noexcept {
+  detail::front::add(of.allocations, 1);
+  const std::int64_t room = of.room.load(detail::relaxed) - static_cast<std::int64_t>(bytes);  // own figures
+  of.room.store(room, detail::relaxed);
+  if (room < 0) raise_highest(of, room);
+}
+
+inline void pool::state::count_free(detail::front& of, std::size_t bytes) noexcept {
+  detail::front::add(of.frees, 1);
+  const std::int64_t room = of.room.load(detail::relaxed) + static_cast<std::int64_t>(bytes);  // own figures
+  of.room.store(room, detail::relaxed);
+  if (room > of.publish_at) publish_requested(of);
+}
 
 }  // namespace orderly

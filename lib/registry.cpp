@@ -41,6 +41,12 @@ bool served_elsewhere(const void* pointer, const registered_pool* self) noexcept
                              [&](const registered_pool* p) { return p != self && p->contains(pointer); });
 }
 
+bool is_alive(std::uint64_t serial) noexcept {
+  registry& pools = all();
+  const std::lock_guard lock(pools.mutex);
+  return std::ranges::find(pools.alive, serial, &registered_pool::serial) != pools.alive.end();
+}
+
 void detach_if_alive(std::uint64_t serial, front& of) noexcept {
   registry& pools = all();
   const std::lock_guard lock(pools.mutex);

@@ -31,6 +31,8 @@ class registered_pool {
 /// True if a pool other than `self` serves the pointer.
 [[nodiscard]] bool served_elsewhere(const void* pointer, const registered_pool* self) noexcept;
 
+[[nodiscard]] bool is_alive(std::uint64_t serial) noexcept;
+
 /// Gives a front back if its pool is alive. The pool cannot die meanwhile.
 void detach_if_alive(std::uint64_t serial, front& of) noexcept;
 

@@ -1,6 +1,9 @@
 #include "reserved_array.hpp"
 
 #include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
 
 namespace orderly::detail {
 
@@ -16,6 +19,15 @@ void* reserve_zeroed(std::size_t bytes) noexcept {
 
 void release_zeroed(void* address, std::size_t bytes) noexcept {
   if (address != nullptr) munmap(address, bytes);
+}
+
+void touch_ahead([[maybe_unused]] void* address, [[maybe_unused]] std::size_t bytes) noexcept {
+#if defined(MADV_POPULATE_WRITE)
+  static const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto start = reinterpret_cast<std::uintptr_t>(address) & ~(page - 1);
+  const auto end = (reinterpret_cast<std::uintptr_t>(address) + bytes + page - 1) & ~(page - 1);
+  madvise(reinterpret_cast<void*>(start), end - start, MADV_POPULATE_WRITE);  // refused: the first touch will do it
+#endif
 }
 
 }  // namespace orderly::detail

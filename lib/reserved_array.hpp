@@ -11,6 +11,9 @@ namespace orderly::detail {
 [[nodiscard]] void* reserve_zeroed(std::size_t bytes) noexcept;
 void release_zeroed(void* address, std::size_t bytes) noexcept;
 
+/// Commits the pages of a range at once, where the system can (Linux 5.14): cheaper than a fault for each.
+void touch_ahead(void* address, std::size_t bytes) noexcept;
+
 /// `size` objects of T whose zero bytes are a valid initial value. The array never moves and is never unmapped before
 /// its destruction, so an index that is out of date still names readable memory.
 template <class T>

@@ -92,9 +92,8 @@ void slots::give(node n) noexcept {
     lists_[n.order][list].push(links, n.index);
 }
 
-std::size_t slots::trim(std::size_t bytes) noexcept {
+bool slots::trim(std::size_t bytes, std::size_t& released) noexcept {
   const geometry& shape = memory_->shape();
-  std::size_t released = 0;
   for (unsigned order = shape.top_order; order > shape.root_order; --order) {
     for (unsigned list = lists_per_order - 1; list > bare; --list) {
       while (released < bytes) {
@@ -107,11 +106,11 @@ std::size_t slots::trim(std::size_t bytes) noexcept {
           released += present * shape.chunk_bytes();
         }
         give(*n);
-        if (!done) return released;
+        if (!done) return false;
       }
     }
   }
-  return released;
+  return true;
 }
 
 }  // namespace orderly::detail

@@ -29,8 +29,8 @@ class slots {
   /// Gives an owned slot back; its chunks stay committed.
   void give(node n) noexcept;
 
-  /// Decommits free slots, largest first, until `bytes` are released. Returns the bytes released.
-  std::size_t trim(std::size_t bytes) noexcept;
+  /// Decommits free slots, largest first, until `released` has grown to `bytes`. False: the source refused.
+  [[nodiscard]] bool trim(std::size_t bytes, std::size_t& released) noexcept;
 
   [[nodiscard]] atomic<std::uint64_t>& word(node n) const noexcept { return word_[at(n)]; }
   [[nodiscard]] block_word look(node n) const noexcept { return block_word(word(n).load(acquire)); }  // W, as a look

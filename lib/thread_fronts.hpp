@@ -10,18 +10,27 @@ namespace orderly::detail {
 
 class front;
 
-/// A few pools' fronts at hand; the rest are found in the slow path. Trivial, so reading it costs no guard, and it can be
-/// read at any time of a thread's life.
+/// A few pools' fronts at hand, the last one used first; the rest are found in the slow path. Trivial, so reading it costs
+/// no guard, and it can be read at any time of a thread's life.
 struct thread_fronts {
   struct entry {
     std::uint64_t serial = 0;
     front* of = nullptr;
   };
   static constexpr std::size_t size = 8;
+  entry latest;
   std::array<entry, size> entries{};
   bool exiting = false;  ///< the thread's fronts were given back already
 
-  [[nodiscard]] entry& at(std::uint64_t serial) noexcept { return entries[serial % size]; }
+  /// The front in that pool, or null if it is not at hand.
+  [[nodiscard]] front* find(std::uint64_t serial) noexcept {
+    if (latest.serial == serial) [[likely]] return latest.of;
+    const entry& other = entries[serial % size];
+    if (other.serial != serial) return nullptr;
+    latest = other;
+    return latest.of;
+  }
+  void keep(const entry& e) noexcept { latest = entries[e.serial % size] = e; }
 };
 
 [[gnu::tls_model("initial-exec")]] extern thread_local constinit thread_fronts this_thread_fronts;

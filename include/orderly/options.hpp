@@ -45,7 +45,7 @@ struct options {
 
   /// Free memory that the pool keeps committed before it moves memory from where it lies idle to where it is needed,
   /// as a fraction of the peak of requested bytes.
-  double slack = 0.125;
+  double slack = 0.2;
 
   out_of_memory_handler on_out_of_memory;                    ///< empty: fail at once
   bad_free_handler on_bad_free = orderly::on_bad_free::print;

@@ -1,0 +1,39 @@
+/// \file
+/// orderly over host memory. Every free is checked; a bad one ends a benchmark.
+#pragma once
+
+#include <cstddef>
+#include <string_view>
+
+#include "orderly/pool.hpp"
+#include "peer/peer.hpp"
+
+namespace orderly::bench {
+
+class orderly_peer {
+ public:
+  static constexpr std::string_view name = "orderly";
+  static constexpr bool arena = true;
+
+  explicit orderly_peer(const arena_config& config)
+      : pool_(options{.capacity = config.capacity,
+                      .chunk = config.chunk,
+                      .limit = config.limit,
+                      .on_out_of_memory = {},
+                      .on_bad_free = on_bad_free::abort}) {}
+
+  [[nodiscard]] void* allocate(std::size_t bytes) noexcept { return pool_.try_allocate(bytes); }
+  void deallocate(void* pointer, std::size_t bytes) noexcept { pool_.deallocate(pointer, bytes); }
+  [[nodiscard]] bool try_deallocate(void* pointer, std::size_t bytes) noexcept {
+    return pool_.try_deallocate(pointer, bytes) == error::none;
+  }
+
+  [[nodiscard]] std::size_t committed() const noexcept { return pool_.stats().committed; }
+  [[nodiscard]] std::size_t peak_committed() const noexcept { return pool_.stats().peak_committed; }
+  [[nodiscard]] std::size_t rounded(std::size_t bytes) const noexcept { return pool_.rounded(bytes); }
+
+ private:
+  pool pool_;
+};
+
+}  // namespace orderly::bench

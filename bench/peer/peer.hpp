@@ -1,0 +1,50 @@
+/// \file
+/// What the benchmarks and the replay compare: orderly and the allocators that it competes with, behind one interface.
+/// A new peer is one file in this folder and one entry in the list of peers.hpp.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string_view>
+
+namespace orderly::bench {
+
+/// How a peer with an arena of its own is set up; general-purpose allocators ignore it.
+struct arena_config {
+  std::size_t capacity = std::size_t{16} << 30;  ///< bytes of addresses
+  std::size_t limit = 0;                         ///< most bytes committed; 0: the capacity
+  std::size_t chunk = 0;                         ///< unit of commitment; 0: the peer's default
+};
+
+/// A peer for code that chooses at run time (the replay). Benchmarks use the peer's static type instead.
+class any_peer {
+ public:
+  virtual ~any_peer() = default;
+  /// Null: refused. Thread-safe.
+  virtual void* allocate(std::size_t bytes) noexcept = 0;
+  /// False: the peer noticed a bad free. Thread-safe.
+  virtual bool deallocate(void* pointer, std::size_t bytes) noexcept = 0;
+  /// Bytes that the peer holds now, and the most it ever held; 0: it cannot tell.
+  [[nodiscard]] virtual std::size_t committed() const noexcept { return 0; }
+  [[nodiscard]] virtual std::size_t peak_committed() const noexcept { return 0; }
+};
+
+struct peer_entry {
+  std::string_view name;                                             ///< as on the command line
+  bool arena = false;                                                ///< honours arena_config
+  std::unique_ptr<any_peer> (*make)(const arena_config&) = nullptr;  ///< null result: not available here
+};
+
+/// Every peer that serves all sizes, orderly first.
+[[nodiscard]] std::span<const peer_entry> peers() noexcept;
+
+/// The entry of that name, or null.
+[[nodiscard]] const peer_entry* find_peer(std::string_view name) noexcept;
+
+/// Call it first in main. glibc keeps little room for the thread-local storage of libraries that are loaded later, and
+/// jemalloc needs more. The room is fixed when a program starts, so the program restarts once, with it in the
+/// environment.
+void make_room_for_peers(char** argv);
+
+}  // namespace orderly::bench

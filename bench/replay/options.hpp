@@ -1,0 +1,42 @@
+/// \file
+/// The command line of orderly-replay.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "replay.hpp"
+
+namespace orderly::bench {
+
+struct replay_options {
+  std::vector<std::filesystem::path> traces;
+  std::vector<std::string> allocators;  ///< empty: all that are available
+  std::size_t threads = 0;              ///< 0: as many as the trace has, at most one for each processor
+  std::size_t copies = 1;
+  std::size_t repetitions = 5;
+  replay_order order = replay_order::recorded;
+  std::uint64_t chunk = 0;     ///< 0: the peer's default
+  std::uint64_t limit = 0;     ///< 0: none
+  std::uint64_t capacity = 0;  ///< 0: enough for the trace
+  std::uint64_t unit = 1;
+  bool touch = false;
+  bool find_limit = false;
+  bool list = false;
+  std::filesystem::path json;  ///< empty: none
+  std::filesystem::path plot;  ///< empty: none
+};
+
+/// The options, or the status to exit with when there is nothing to run: help was printed, or the arguments are wrong.
+struct parsed_options {
+  replay_options options;
+  std::optional<int> exit_status;
+};
+
+[[nodiscard]] parsed_options parse_options(int count, const char* const* arguments);
+
+}  // namespace orderly::bench

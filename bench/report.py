@@ -1,0 +1,258 @@
+#!/usr/bin/env python3
+"""Writes the report of bench/run: tables, targets, picture.
+
+FOLDER holds what orderly-bench and orderly-replay wrote; a file that is missing leaves its figures out:
+
+  throughput.json        orderly-bench
+  replay.json, .png      orderly-replay on the recorded traces, default settings, recorded order
+  replay-contended.json  two copies of each trace at once, one thread each, running freely
+  limit-64KiB.json       --find-limit --chunk 64KiB
+  limit-2MiB.json        --find-limit --chunk 2MiB
+  minimalloc.json        --find-limit --unit KiB on the MiniMalloc problems
+"""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+import shutil
+import sys
+
+import compare
+
+OWN = compare.OWN
+TRACES = ('train_gpt', 'serve_vision', 'h200_train_gpt2', 'h200_serve_llama')
+PROBLEMS = tuple(f'minimalloc-{letter}' for letter in 'ABCDEF')
+
+# Reserved memory over peak live memory of PyTorch 2.11's own allocator, when the trace was recorded.
+PYTORCH_RESERVED = {'h200_train_gpt2': 1.44, 'h200_serve_llama': 2.31}
+
+
+class Replay:
+    """The results of one call of orderly-replay, by trace and allocator."""
+
+    def __init__(self, path):
+        self.rows = {}
+        if not path.exists():
+            return
+        try:
+            for row in json.loads(path.read_text(encoding='utf-8'))['results']:
+                self.rows[row['trace'], row['allocator']] = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise compare.BadInput(f'{path}: not a JSON file of orderly-replay: {error!r}') from error
+
+    def allocators(self):
+        return list(dict.fromkeys(allocator for _, allocator in self.rows))
+
+    def traces(self):
+        return list(dict.fromkeys(trace for trace, _ in self.rows))
+
+    def failed(self, trace, allocator):
+        """Not served as recorded: an allocation or a free was refused, or the replay ended early."""
+        row = self.rows.get((trace, allocator))
+        return row is not None and bool('error' in row or row['failures'] or row['refused_frees'])
+
+    def value(self, trace, allocator, field):
+        row = self.rows.get((trace, allocator), {})
+        return None if self.failed(trace, allocator) else row.get(field)
+
+    def over_live(self, trace, allocator, field):
+        """Bytes over the peak of live bytes. None: not known."""
+        held, live = (self.value(trace, allocator, name) for name in (field, 'peak_live_bytes'))
+        return held / live if held and live else None
+
+
+def rounded_up(value, digits):
+    """Rounded up, so that what reads as reached is reached."""
+    return f'{math.ceil(round(value * 10**digits, 6)) / 10**digits:.{digits}f}'
+
+
+def at_most(row, against, limit, reached, failed=False, note=''):
+    verdict = 'missed' if failed else 'not measured' if reached is None else 'met' if reached <= limit else 'missed'
+    shown = 'refused' if failed else '' if reached is None else rounded_up(reached, 3) + note
+    return {'row': row, 'against': against, 'target': f'at most {limit:.2f}', 'reached': shown, 'ratio': reached,
+            'verdict': verdict}
+
+
+def check_smallest_limit(limits, trace):
+    own, other = (limits.value(trace, name, 'smallest_limit_bytes') for name in (OWN, 'best-fit'))
+    own_ratio, other_ratio = (limits.over_live(trace, name, 'smallest_limit_bytes') for name in (OWN, 'best-fit'))
+    reached = own / other if own and other else None
+    note = f' ({rounded_up(own_ratio, 3)} to {rounded_up(other_ratio, 3)} of live)' if reached else ''
+    return at_most(f'{trace}: smallest limit, chunks of 64 KiB', "best fit's smallest arena", 1.05, reached,
+                   unserved(limits, trace), note)
+
+
+def unserved(limits, trace):
+    """True if no limit was found with which orderly serves the trace."""
+    return limits.failed(trace, OWN) or ((trace, OWN) in limits.rows
+                                         and limits.value(trace, OWN, 'smallest_limit_bytes') is None)
+
+
+def check_limit_over_live(limits, trace, what, limit, against):
+    reached = limits.over_live(trace, OWN, 'smallest_limit_bytes')
+    return at_most(f'{trace}: smallest limit, {what}', against, limit, reached, unserved(limits, trace))
+
+
+def check_default(replay, trace):
+    reached = replay.over_live(trace, OWN, 'peak_committed_bytes')
+    return at_most(f'{trace}: peak committed, default settings', 'peak live', 1.30, reached,
+                   replay.failed(trace, OWN))
+
+
+def check_tail(contended, trace):
+    own, other = (contended.value(trace, name, 'p999_ns') for name in (OWN, 'best-fit'))
+    if contended.failed(trace, OWN):
+        return compare.outcome(f'{trace}: p99.9 of allocate', 'best-fit', 5, 0, 'refused')
+    line = compare.outcome(f'{trace}: p99.9 of allocate', 'best-fit', 5, other / own if own and other else None)
+    line['target'] = 'at least 5x lower'
+    return line
+
+
+def check_problem(problems, name):
+    other = problems.over_live(name, 'best-fit', 'smallest_limit_bytes')
+    against = 'peak live' + (f'; best fit needs {rounded_up(other, 2)}' if other else '')
+    return check_limit_over_live(problems, name, 'sizes in KiB', 1.05, against)
+
+
+class Results:
+    def __init__(self, folder):
+        self.folder = folder
+        self.throughput = compare.Results()
+        if (folder / 'throughput.json').exists():
+            self.throughput = compare.load([folder / 'throughput.json'])
+        self.replay = Replay(folder / 'replay.json')
+        self.contended = Replay(folder / 'replay-contended.json')
+        self.fine = Replay(folder / 'limit-64KiB.json')
+        self.coarse = Replay(folder / 'limit-2MiB.json')
+        self.problems = Replay(folder / 'minimalloc.json')
+
+    def targets(self):
+        lines = [check_smallest_limit(self.fine, trace) for trace in TRACES]
+        lines += [check_limit_over_live(self.coarse, trace, 'chunks of 2 MiB', 1.10,
+                                        f'peak live; PyTorch reserved {reserved:.2f}')
+                  for trace, reserved in PYTORCH_RESERVED.items()]
+        lines += [check_default(self.replay, trace) for trace in TRACES]
+        lines += [check_tail(self.contended, trace) for trace in TRACES]
+        lines += [check_problem(self.problems, name) for name in PROBLEMS]
+        return lines + compare.check_targets(self.throughput)
+
+
+def replay_table(replay, cell):
+    rows = []
+    for allocator in replay.allocators():
+        cells = ['refused' if replay.failed(trace, allocator) else cell(trace, allocator) for trace in replay.traces()]
+        if any(cells):
+            rows.append([allocator, *cells])
+    return compare.markdown(['allocator', *replay.traces()], rows)
+
+
+def nanoseconds(replay, field):
+    def cell(trace, allocator):
+        value = replay.value(trace, allocator, field)
+        return '' if value is None else f'{value:.0f}'
+    return cell
+
+
+def over_live(replay, field):
+    def cell(trace, allocator):
+        value = replay.over_live(trace, allocator, field)
+        return '' if value is None else rounded_up(value, 3)
+    return cell
+
+
+def replay_tables(results):
+    parts = []
+
+    def add(title, replay, cell):
+        if replay.rows:
+            parts.append(f'{title}\n\n{replay_table(replay, cell)}')
+
+    replay, contended = results.replay, results.contended
+    add('Recorded order, one call at a time: ns per call', replay, nanoseconds(replay, 'ns_per_operation'))
+    add('Two copies at once, a thread each: ns per call', contended, nanoseconds(contended, 'ns_per_operation'))
+    add('Two copies at once: p99.9 of allocate, ns', contended, nanoseconds(contended, 'p999_ns'))
+    add('Peak committed over peak live, default settings', replay, over_live(replay, 'peak_committed_bytes'))
+    for title, limits in (('chunks of 64 KiB', results.fine), ('chunks of 2 MiB', results.coarse),
+                          ('MiniMalloc problems, sizes in KiB', results.problems)):
+        add(f'Smallest limit over peak live, {title}', limits, over_live(limits, 'smallest_limit_bytes'))
+    return '\n'.join(parts)
+
+
+def machine():
+    """The processor's model and the number of cores that may be used."""
+    model = platform.machine()
+    for line in pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
+        if line.startswith('model name'):
+            model = re.sub(r'\((R|TM)\)', '', line.split(':', 1)[1])
+            break
+    cores = len(os.sched_getaffinity(0))
+    return f'{" ".join(model.split())}, {cores} core' + ('s' if cores > 1 else '')
+
+
+def system():
+    try:
+        return platform.freedesktop_os_release()['PRETTY_NAME']
+    except OSError:
+        return platform.system()
+
+
+def slug(text):
+    return re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
+
+
+def report(results, title, notes, picture):
+    sections = [f'# {title}\n', *(f'{note}\n' for note in notes), compare.warnings(results.throughput).strip()]
+    if replays := replay_tables(results):
+        sections += ['## Recorded PyTorch traces\n', replays]
+    if picture:
+        sections.append(f'![Memory over time, and the address map]({picture})\n')
+    if results.throughput.repetitions:
+        sections += ['## Throughput\n', compare.throughput_tables(results.throughput)]
+    sections += ['## Targets\n', 'Throughput at 2 threads where nothing else is said.\n',
+                 compare.targets_table(results.targets())]
+    return '\n'.join(section for section in sections if section)
+
+
+def write(results, into, revision, load):
+    date = datetime.date.today().isoformat()
+    name = f'{date}-{slug(machine())}'
+    into.mkdir(parents=True, exist_ok=True)
+    picture = ''
+    if (results.folder / 'replay.png').exists():
+        picture = f'{name}.png'
+        shutil.copyfile(results.folder / 'replay.png', into / picture)
+    notes = [f'{system()}; orderly at {revision}. Load of the machine before the start: {load}.']
+    text = report(results, f'orderly on {machine()}, {date}', notes, picture)
+    (into / f'{name}.md').write_text(text, encoding='utf-8')
+    document = {'date': date, 'machine': machine(), 'system': system(), 'revision': revision, 'load': load,
+                'throughput': compare.as_json(results.throughput)['throughput'], 'targets': results.targets()}
+    for field in ('replay', 'contended', 'fine', 'coarse', 'problems'):
+        document[field] = list(getattr(results, field).rows.values())
+    (into / f'{name}.json').write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
+    return text, into / name
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('folder', type=pathlib.Path, metavar='FOLDER')
+    parser.add_argument('--into', type=pathlib.Path, required=True, metavar='FOLDER', help='where the report goes')
+    parser.add_argument('--revision', default='an unknown revision', help='of the project, for the record')
+    parser.add_argument('--load', default='unknown', help='load average before the start, for the record')
+    arguments = parser.parse_args()
+    try:
+        text, stem = write(Results(arguments.folder), arguments.into, arguments.revision, arguments.load)
+    except (compare.BadInput, OSError) as error:
+        print(f'report.py: {error}', file=sys.stderr)
+        return 2
+    print(text)
+    print(f'Written to {stem}.md and .json')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

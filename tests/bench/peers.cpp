@@ -1,0 +1,186 @@
+// The allocators that the benchmarks compare: each that has an arena must be a correct one, or ratios to it mean nothing.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "peer/peer.hpp"
+
+using namespace orderly::bench;
+
+namespace {
+
+constexpr std::size_t kib = 1024;
+constexpr std::size_t mib = 1024 * kib;
+
+struct live_block {
+  std::byte* begin;
+  std::size_t bytes;
+};
+
+/// Blocks by address; a block that overlaps one of them is not added.
+class live_map {
+ public:
+  bool add(live_block block) {
+    const auto next = blocks_.lower_bound(block.begin);
+    if (next != blocks_.end() && next->first < block.begin + block.bytes) return false;
+    if (next != blocks_.begin() && std::prev(next)->first + std::prev(next)->second > block.begin) return false;
+    blocks_.emplace_hint(next, block.begin, block.bytes);
+    return true;
+  }
+  void remove(live_block block) { blocks_.erase(block.begin); }
+
+ private:
+  std::map<std::byte*, std::size_t> blocks_;
+};
+
+std::vector<const peer_entry*> arenas() {
+  std::vector<const peer_entry*> found;
+  for (const peer_entry& entry : peers()) {
+    if (entry.arena) found.push_back(&entry);
+  }
+  return found;
+}
+
+/// Mostly small, up to 1 MiB.
+std::size_t random_size(std::mt19937_64& random) {
+  const auto doublings = std::uniform_int_distribution<unsigned>(0, 20)(random);
+  return std::uniform_int_distribution<std::size_t>(1, std::size_t{1} << doublings)(random);
+}
+
+}  // namespace
+
+TEST_CASE("names are unique and lead to their entry, orderly first") {
+  std::set<std::string> names;
+  for (const peer_entry& entry : peers()) {
+    CHECK(names.insert(std::string(entry.name)).second);
+    CHECK(find_peer(entry.name) == &entry);
+  }
+  CHECK(peers().front().name == "orderly");
+  CHECK(arenas().size() == 3);
+  CHECK(find_peer("no such allocator") == nullptr);
+}
+
+TEST_CASE("live blocks never overlap, and stay below the limit") {
+  for (const peer_entry* entry : arenas()) {
+    CAPTURE(entry->name);
+    const std::size_t limit = 24 * mib;  // no power of two
+    const auto peer = entry->make({.capacity = 64 * mib, .limit = limit, .chunk = 0});
+    REQUIRE(peer != nullptr);
+    std::mt19937_64 random(7);
+    std::vector<live_block> live;
+    live_map map;
+    std::size_t refused = 0;
+    for (int step = 0; step < 30'000; ++step) {
+      // Grows until blocks are refused, then shrinks, and again.
+      const bool grow = step % 10'000 < 6'000 ? random() % 3 != 0 : random() % 3 == 0;
+      if (grow || live.empty()) {
+        const std::size_t bytes = random_size(random);
+        const live_block block{static_cast<std::byte*>(peer->allocate(bytes)), bytes};
+        if (block.begin == nullptr) {
+          ++refused;
+          continue;
+        }
+        REQUIRE(map.add(block));
+        live.push_back(block);
+      } else {
+        std::swap(live[random() % live.size()], live.back());
+        map.remove(live.back());
+        REQUIRE(peer->deallocate(live.back().begin, live.back().bytes));
+        live.pop_back();
+      }
+      REQUIRE(peer->committed() <= limit);
+    }
+    CHECK(refused > 0);
+    CHECK(peer->peak_committed() <= limit);
+    CHECK(peer->peak_committed() > limit / 2);
+    for (const live_block& block : live) REQUIRE(peer->deallocate(block.begin, block.bytes));
+  }
+}
+
+TEST_CASE("after everything is freed the arena is one block again") {
+  for (const peer_entry* entry : arenas()) {
+    CAPTURE(entry->name);
+    const std::size_t capacity = 16 * mib;
+    const auto peer = entry->make({.capacity = capacity, .limit = 0, .chunk = 0});
+    std::mt19937_64 random(11);
+    for (int round = 0; round < 20; ++round) {
+      std::vector<live_block> live;
+      for (;;) {
+        const std::size_t bytes = random_size(random);
+        void* const block = peer->allocate(bytes);
+        if (block == nullptr) break;
+        live.push_back({static_cast<std::byte*>(block), bytes});
+      }
+      std::shuffle(live.begin(), live.end(), random);
+      for (const live_block& block : live) REQUIRE(peer->deallocate(block.begin, block.bytes));
+      void* const whole = peer->allocate(capacity);
+      REQUIRE(whole != nullptr);
+      CHECK(peer->allocate(1) == nullptr);
+      REQUIRE(peer->deallocate(whole, capacity));
+    }
+  }
+}
+
+TEST_CASE("equal blocks fill the arena to the last one") {
+  for (const peer_entry* entry : arenas()) {
+    CAPTURE(entry->name);
+    const auto peer = entry->make({.capacity = 8 * mib, .limit = 0, .chunk = 0});
+    for (int i = 0; i < 128; ++i) REQUIRE(peer->allocate(64 * kib) != nullptr);
+    CHECK(peer->allocate(64 * kib) == nullptr);
+    CHECK(peer->committed() == 8 * mib);
+  }
+}
+
+TEST_CASE("what can never fit is refused") {
+  for (const peer_entry* entry : arenas()) {
+    CAPTURE(entry->name);
+    const auto peer = entry->make({.capacity = 8 * mib, .limit = 0, .chunk = 0});
+    for (const std::size_t bytes : {8 * mib + 1, SIZE_MAX / 2, SIZE_MAX - 255, SIZE_MAX}) {
+      CHECK(peer->allocate(bytes) == nullptr);
+    }
+    CHECK(peer->allocate(0) != nullptr);
+  }
+}
+
+TEST_CASE("no block has two owners among threads") {
+  for (const peer_entry* entry : arenas()) {
+    CAPTURE(entry->name);
+    const auto peer = entry->make({.capacity = 8 * mib, .limit = 0, .chunk = 0});
+    std::vector<std::size_t> mixed_up(3);
+    const auto work = [&peer, &mixed_up](unsigned thread) {
+      std::mt19937_64 random(thread);
+      std::vector<live_block> live;
+      const auto mark = static_cast<std::byte>(thread + 1);
+      for (int step = 0; step < 5'000; ++step) {
+        const std::size_t bytes = random_size(random) % (64 * kib) + 1;
+        auto* const block = static_cast<std::byte*>(peer->allocate(bytes));
+        if (block != nullptr) {
+          block[0] = block[bytes - 1] = mark;
+          live.push_back({block, bytes});
+        }
+        while (live.size() > (block == nullptr ? 0 : 20)) {
+          std::swap(live[random() % live.size()], live.back());
+          const auto [begin, length] = live.back();
+          mixed_up[thread] += begin[0] != mark || begin[length - 1] != mark;
+          mixed_up[thread] += !peer->deallocate(begin, length);
+          live.pop_back();
+        }
+      }
+      for (const live_block& block : live) mixed_up[thread] += !peer->deallocate(block.begin, block.bytes);
+    };
+    std::vector<std::jthread> threads;
+    for (unsigned thread = 0; thread < mixed_up.size(); ++thread) threads.emplace_back(work, thread);
+    threads.clear();
+    CHECK(mixed_up == std::vector<std::size_t>(3));
+  }
+}

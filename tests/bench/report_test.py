@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""bench/report.py on results of orderly-replay written by hand."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+HERE = pathlib.Path(__file__).resolve().parent
+SCRIPT = HERE.parents[1] / 'bench' / 'report.py'
+sys.path.insert(0, str(SCRIPT.parent))
+sys.dont_write_bytecode = True
+
+import report  # noqa: E402
+
+
+def row(trace, allocator, **values):
+    return {'trace': trace, 'allocator': allocator, 'failures': 0, 'refused_frees': 0, 'ns_per_operation': 50.0,
+            'p999_ns': 1000.0, 'peak_live_bytes': 1000, 'peak_committed_bytes': None, 'smallest_limit_bytes': None,
+            **values}
+
+
+class Reports(unittest.TestCase):
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(self.temporary.cleanup)
+        self.folder = pathlib.Path(self.temporary.name)
+
+    def write(self, name, *rows):
+        (self.folder / name).write_text(json.dumps({'results': rows}), encoding='utf-8')
+
+    def verdict(self, row_start):
+        found = [line for line in report.Results(self.folder).targets() if line['row'].startswith(row_start)]
+        self.assertEqual(len(found), 1, row_start)
+        return found[0]['verdict'], found[0]['reached']
+
+    def test_nothing_measured(self):
+        verdicts = {line['verdict'] for line in report.Results(self.folder).targets()}
+        self.assertEqual(verdicts, {'not measured'})
+
+    def test_rounds_up(self):
+        self.assertEqual(report.rounded_up(1.0501, 3), '1.051')
+        self.assertEqual(report.rounded_up(1.05, 3), '1.050')
+        self.assertEqual(report.rounded_up(1.0000001, 3), '1.001')
+
+    def test_smallest_limit_is_compared_with_best_fit(self):
+        self.write('limit-64KiB.json',
+                   row('train_gpt', 'orderly', smallest_limit_bytes=1050), row('train_gpt', 'best-fit', smallest_limit_bytes=1000),
+                   row('serve_vision', 'orderly', smallest_limit_bytes=1051), row('serve_vision', 'best-fit', smallest_limit_bytes=1000),
+                   row('h200_train_gpt2', 'orderly'), row('h200_train_gpt2', 'best-fit', smallest_limit_bytes=1000),
+                   row('h200_serve_llama', 'orderly', smallest_limit_bytes=1000))
+        self.assertEqual(self.verdict('train_gpt: smallest'), ('met', '1.050 (1.050 to 1.000 of live)'))
+        self.assertEqual(self.verdict('serve_vision: smallest'), ('missed', '1.051 (1.051 to 1.000 of live)'))
+        self.assertEqual(self.verdict('h200_train_gpt2: smallest limit, chunks of 64 KiB'), ('missed', 'refused'))
+        self.assertEqual(self.verdict('h200_serve_llama: smallest limit, chunks of 64 KiB'), ('not measured', ''))
+
+    def test_limit_over_live(self):
+        self.write('limit-2MiB.json', row('h200_train_gpt2', 'orderly', smallest_limit_bytes=1100),
+                   row('h200_serve_llama', 'orderly', smallest_limit_bytes=1101))
+        self.assertEqual(self.verdict('h200_train_gpt2: smallest limit, chunks of 2 MiB'), ('met', '1.100'))
+        self.assertEqual(self.verdict('h200_serve_llama: smallest limit, chunks of 2 MiB'), ('missed', '1.101'))
+
+    def test_default_settings(self):
+        self.write('replay.json', row('train_gpt', 'orderly', peak_committed_bytes=1300),
+                   row('serve_vision', 'orderly', peak_committed_bytes=1301),
+                   row('h200_train_gpt2', 'orderly', peak_committed_bytes=1100, failures=1),
+                   row('h200_serve_llama', 'orderly', peak_committed_bytes=1100, refused_frees=1))
+        self.assertEqual(self.verdict('train_gpt: peak'), ('met', '1.300'))
+        self.assertEqual(self.verdict('serve_vision: peak'), ('missed', '1.301'))
+        self.assertEqual(self.verdict('h200_train_gpt2: peak'), ('missed', 'refused'))
+        self.assertEqual(self.verdict('h200_serve_llama: peak'), ('missed', 'refused'))
+
+    def test_tails(self):
+        self.write('replay-contended.json',
+                   row('train_gpt', 'orderly', p999_ns=200.0), row('train_gpt', 'best-fit'),
+                   row('serve_vision', 'orderly', p999_ns=201.0), row('serve_vision', 'best-fit'),
+                   row('h200_train_gpt2', 'orderly', error='killed'), row('h200_train_gpt2', 'best-fit'),
+                   row('h200_serve_llama', 'orderly'), row('h200_serve_llama', 'best-fit', failures=3))
+        self.assertEqual(self.verdict('train_gpt: p99.9'), ('met', '5.00x'))
+        self.assertEqual(self.verdict('serve_vision: p99.9'), ('missed', '4.97x'))
+        self.assertEqual(self.verdict('h200_train_gpt2: p99.9'), ('missed', 'refused'))
+        self.assertEqual(self.verdict('h200_serve_llama: p99.9'), ('not measured', ''))
+
+    def test_problems_show_best_fit(self):
+        self.write('minimalloc.json', row('minimalloc-A', 'orderly', smallest_limit_bytes=1051),
+                   row('minimalloc-A', 'best-fit', smallest_limit_bytes=1752))
+        line = next(line for line in report.Results(self.folder).targets() if line['row'].startswith('minimalloc-A'))
+        self.assertEqual((line['verdict'], line['against']), ('missed', 'peak live; best fit needs 1.76'))
+
+    def test_written_report_has_every_part(self):
+        self.write('replay.json', row('train_gpt', 'orderly', peak_committed_bytes=1300), row('train_gpt', 'malloc'),
+                   row('serve_vision', 'orderly', failures=1))
+        (self.folder / 'replay.png').write_bytes(b'a picture')
+        (self.folder / 'throughput.json').write_bytes((HERE / 'throughput.json').read_bytes())
+        into = self.folder / 'into'
+        done = subprocess.run([sys.executable, '-B', SCRIPT, self.folder, '--into', into, '--revision', 'v9'],
+                              capture_output=True, text=True, check=False)
+        self.assertEqual((done.returncode, done.stderr), (0, ''))
+        document, text, picture = sorted(into.iterdir())
+        self.assertEqual([path.suffix for path in (document, text, picture)], ['.json', '.md', '.png'])
+        content = text.read_text(encoding='utf-8')
+        self.assertIn(content, done.stdout)
+        self.assertIn(f']({picture.name})', content)
+        self.assertRegex(content, r'\| orderly +\| +1\.300 \| +refused \|')
+        self.assertRegex(content, r'\| best-fit +\| +19 \(10\.0x\) \|')
+        self.assertIn('orderly at v9', content)
+        parsed = json.loads(document.read_text(encoding='utf-8'))
+        self.assertEqual(len(parsed['targets']), 20 + 29)
+        self.assertEqual(len(parsed['replay']), 3)
+
+    def test_bad_input_is_named(self):
+        for name in ('replay.json', 'throughput.json'):
+            with self.subTest(name):
+                (self.folder / name).write_text('{', encoding='utf-8')
+                done = subprocess.run([sys.executable, '-B', SCRIPT, self.folder, '--into', self.folder / 'into'],
+                                      capture_output=True, text=True, check=False)
+                self.assertEqual(done.returncode, 2)
+                self.assertIn(name, done.stderr)
+                self.assertNotIn('Traceback', done.stderr)
+                (self.folder / name).unlink()
+
+
+if __name__ == '__main__':
+    unittest.main()

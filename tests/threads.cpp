@@ -1,0 +1,290 @@
+// Threads that come and go, pools that come and go: neither order loses a block or touches what is gone.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cstddef>
+#include <latch>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include <pthread.h>
+
+#include "orderly/pool.hpp"
+#include "support/audit.hpp"
+#include "support/failing_source.hpp"
+#include "support/scale.hpp"
+#include "support/threads.hpp"
+
+using namespace orderly;
+using namespace orderly::test;
+
+namespace {
+
+constexpr std::size_t kib = 1024;
+constexpr std::size_t mib = 1024 * kib;
+
+/// Leaves freed blocks of many sizes in the calling thread's caches.
+void fill_caches(pool& used) {
+  std::vector<void*> blocks;
+  for (std::size_t bytes = 256; bytes <= 64 * kib; bytes *= 2) {
+    for (int count = 0; count < 4; ++count) blocks.push_back(used.try_allocate(bytes));
+  }
+  for (void* block : blocks) used.deallocate(block);
+}
+
+/// Every block of `bytes` that the pool has can be allocated, by this thread.
+void check_all_there(pool& tested, std::size_t bytes) {
+  std::vector<void*> blocks;
+  while (void* block = tested.try_allocate(bytes)) blocks.push_back(block);
+  CHECK(blocks.size() == tested.capacity() / bytes);
+  for (void* block : blocks) tested.deallocate(block, bytes);
+}
+
+/// Calls the pool from its destructor: when the thread's own records of the pool may be gone already.
+struct late_caller {
+  pool* used = nullptr;
+  void* kept = nullptr;
+  ~late_caller() {
+    if (used == nullptr) return;
+    used->deallocate(kept, 1000);
+    used->deallocate(used->try_allocate(3000), 3000);
+  }
+};
+
+thread_local late_caller late;
+
+}  // namespace
+
+TEST_SUITE("unit") {
+
+TEST_CASE("threads that exit with full caches lose nothing, however many") {
+  pool tested(options{.capacity = 4 * mib});
+  const std::size_t threads = scaled(2000);
+  for (std::size_t count = 0; count < threads; ++count) std::thread([&] { fill_caches(tested); }).join();
+  CHECK(tested.stats().bad_frees == 0);
+  CHECK(tested.stats().failed == 0);
+  check_all_there(tested, 256);
+  check_all_there(tested, 64 * kib);
+  check_idle(tested);
+  tested.trim();
+  CHECK(tested.stats().committed == 0);
+}
+
+TEST_CASE("the counters keep what threads did that are gone") {
+  pool tested(options{.capacity = 4 * mib});
+  std::vector<void*> blocks(64);
+  for (std::size_t index = 0; index < blocks.size(); ++index) {
+    std::thread([&] { blocks[index] = tested.try_allocate(1000); }).join();
+  }
+  CHECK(tested.stats().allocations == 64);
+  CHECK(tested.stats().requested == 64000);
+  CHECK(tested.stats().peak_requested == 64000);
+  for (void* block : blocks) {
+    std::thread([&] {
+      tested.deallocate(block, 1000);
+      (void)tested.try_allocate(SIZE_MAX);
+    }).join();
+  }
+  CHECK(tested.stats().frees == 64);
+  CHECK(tested.stats().requested == 0);
+  CHECK(tested.stats().failed == 64);
+  check_idle(tested);
+}
+
+TEST_CASE("blocks outlive the thread that allocated them") {
+  pool tested(options{.capacity = 4 * mib});
+  std::vector<void*> blocks;
+  std::thread([&] {
+    for (std::size_t bytes = 1; bytes < 256 * kib; bytes *= 2) blocks.push_back(tested.allocate(bytes));
+  }).join();
+  for (void* block : blocks) {
+    CHECK(tested.owns(block));
+    CHECK(tested.try_deallocate(block) == error::none);
+  }
+  check_idle(tested);
+}
+
+TEST_CASE("a thread-local object may free and allocate in its destructor, early or late") {
+  pool tested(options{.capacity = mib});
+  for (const bool before_the_pool : {true, false}) {
+    CAPTURE(before_the_pool);
+    for (int count = 0; count < 50; ++count) {
+      std::thread([&] {
+        // The first use constructs it, and destruction is in the opposite order.
+        if (before_the_pool) late.used = &tested;
+        fill_caches(tested);
+        late.used = &tested;
+        late.kept = tested.try_allocate(1000);
+      }).join();
+    }
+    CHECK(tested.stats().bad_frees == 0);
+    check_all_there(tested, 256);
+    check_idle(tested);
+  }
+}
+
+TEST_CASE("a key's destructor, later than any thread-local object's, may free and allocate") {
+  static std::atomic<pool*> used = nullptr;
+  pool tested(options{.capacity = mib});
+  used = &tested;
+  pthread_key_t key;
+  REQUIRE(pthread_key_create(&key, [](void* block) {
+    used.load()->deallocate(block, 1000);
+    used.load()->deallocate(used.load()->try_allocate(3000), 3000);
+  }) == 0);
+  for (int count = 0; count < 50; ++count) {
+    std::thread([&] {
+      fill_caches(tested);
+      pthread_setspecific(key, tested.try_allocate(1000));
+    }).join();
+  }
+  pthread_key_delete(key);
+  CHECK(tested.stats().bad_frees == 0);
+  check_all_there(tested, 256);
+  check_idle(tested);
+}
+
+TEST_CASE("a pool may end before the threads that used it") {
+  const auto log = std::make_shared<source_log>();
+  std::optional<pool> doomed(std::in_place, make_failing_source(log), options{.capacity = 4 * mib});
+  std::latch used(4), gone(1);
+  std::vector<std::thread> threads;
+  for (int count = 0; count < 4; ++count) {
+    threads.emplace_back([&] {
+      fill_caches(*doomed);
+      used.count_down();
+      gone.wait();
+    });
+  }
+  used.wait();
+  doomed.reset();
+  CHECK(log->reserved_ranges() == 0);
+  gone.count_down();
+  for (std::thread& thread : threads) thread.join();
+  CHECK(log->reserved_ranges() == 0);
+  ORDERLY_CHECK_CONTRACT(*log);
+}
+
+TEST_CASE("a new pool in the place of an old one gets nothing from the threads' old caches") {
+  std::optional<pool> tested;
+  constexpr std::size_t rounds = 200;
+  std::atomic<std::size_t> turn = 0;
+  findings found;
+  std::thread user([&] {
+    for (std::size_t round = 0; round < rounds; ++round) {
+      while (turn.load() != 2 * round + 1) std::this_thread::yield();
+      fill_caches(*tested);
+      void* block = tested->try_allocate(1000);
+      found.expect(tested->owns(block), "a block of the pool before");
+      tested->deallocate(block, 1000);
+      ++turn;
+    }
+  });
+  for (std::size_t round = 0; round < rounds; ++round) {
+    tested.emplace(options{.capacity = 4 * mib});
+    ++turn;
+    while (turn.load() != 2 * round + 2) std::this_thread::yield();
+    found.expect(tested->stats().bad_frees == 0, "a block of the pool before was freed");
+    check_idle(*tested);
+    tested.reset();
+  }
+  user.join();
+  ORDERLY_CHECK_FINDINGS(found);
+}
+
+TEST_CASE("one thread works with many pools at once") {
+  std::vector<std::unique_ptr<pool>> pools;
+  for (int count = 0; count < 100; ++count) pools.push_back(std::make_unique<pool>(options{.capacity = mib}));
+  std::vector<std::vector<void*>> blocks(pools.size());
+  for (int round = 0; round < 20; ++round) {
+    for (std::size_t index = 0; index < pools.size(); ++index) {
+      blocks[index].push_back(pools[index]->try_allocate(1000));
+      REQUIRE(pools[index]->owns(blocks[index].back()));
+    }
+  }
+  for (std::size_t index = 0; index < pools.size(); ++index) {
+    const pool& other = *pools[(index + 1) % pools.size()];
+    CHECK_FALSE(other.owns(blocks[index].front()));
+    for (void* block : blocks[index]) CHECK(pools[index]->try_deallocate(block, 1000) == error::none);
+  }
+  for (std::size_t index = 0; index < pools.size(); index += 2) pools[index].reset();
+  for (std::size_t index = 1; index < pools.size(); index += 2) {
+    check_all_there(*pools[index], 4 * kib);
+    check_idle(*pools[index]);
+  }
+}
+
+TEST_CASE("thousands of pools, one after the other, on one thread") {
+  for (std::size_t count = 0; count < scaled(3000); ++count) {
+    pool tested(options{.capacity = mib});
+    void* block = tested.try_allocate(1000);
+    REQUIRE(block != nullptr);
+    REQUIRE(tested.try_deallocate(block, 1000) == error::none);
+    REQUIRE(tested.try_deallocate(block, 1000) == error::double_free);
+  }
+}
+
+}  // TEST_SUITE
+
+TEST_SUITE("stress") {
+
+TEST_CASE("threads and pools end in any order, at once") {
+  constexpr std::size_t pool_count = 4;
+  findings found;
+  for (std::size_t round = 0; round < scaled(200); ++round) {
+    std::vector<std::unique_ptr<pool>> pools;
+    for (std::size_t count = 0; count < pool_count; ++count) {
+      pools.push_back(std::make_unique<pool>(options{.capacity = 4 * mib}));
+    }
+    std::vector<std::thread> threads;
+    std::vector<std::unique_ptr<std::latch>> done;
+    for (std::size_t count = 0; count < pool_count; ++count) done.push_back(std::make_unique<std::latch>(4));
+    for (std::size_t index = 0; index < 4; ++index) {
+      threads.emplace_back([&, index] {
+        for (std::size_t step = 0; step < pool_count; ++step) {
+          pool& used = *pools[(index + step) % pool_count];
+          fill_caches(used);
+          void* block = used.try_allocate(1000);
+          found.expect(used.try_deallocate(block, 1000) == error::none, "a good free was refused");
+          done[(index + step) % pool_count]->count_down();
+        }
+      });
+    }
+    for (std::size_t index = 0; index < pool_count; ++index) {
+      done[index]->wait();
+      pools[index].reset();
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+  ORDERLY_CHECK_FINDINGS(found);
+}
+
+TEST_CASE("threads exit while others run out of memory") {
+  pool tested(options{.capacity = mib});
+  findings found;
+  const std::size_t rounds = scaled(400);
+  run_threads(4, [&](std::size_t index) {
+    for (std::size_t round = 0; round < rounds; ++round) {
+      if (index != 0) {
+        // At most 12 of the 16 chunks are in use, by all visitors together.
+        std::thread([&] {
+          void* blocks[4];
+          for (void*& block : blocks) block = tested.try_allocate(64 * kib);
+          for (void* block : blocks) found.expect(block != nullptr, "a visitor was refused");
+          for (void* block : blocks) tested.deallocate(block);
+        }).join();
+        continue;
+      }
+      void* block = tested.try_allocate(256 * kib);
+      if (block != nullptr) tested.deallocate(block, 256 * kib);
+    }
+  });
+  ORDERLY_CHECK_FINDINGS(found);
+  CHECK(tested.stats().bad_frees == 0);
+  check_all_there(tested, 4 * kib);
+  check_idle(tested);
+}
+
+}  // TEST_SUITE
