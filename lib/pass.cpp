@@ -21,7 +21,7 @@ constexpr std::size_t least_slack = std::size_t{1} << 20;
 /// only where sizes change so fast that what is released is wanted again at once.
 constexpr std::uint64_t credit_per_pass = 8192;
 constexpr std::uint64_t most_credit = 128 * credit_per_pass;
-constexpr std::size_t part_released = 32;
+constexpr std::size_t part_released = 8;
 constexpr std::size_t part_given_way = 16;
 
 /// Rounds of press() in each of which other threads got on. Each such round is progress of the pool as a whole, so their

@@ -108,7 +108,7 @@ void pool::state::set_rules() noexcept {
   if (g.flat) front_granules_ = std::min(front_granules_, std::bit_floor(g.tree_granules));
   if (front_granules_ == 0) front_granules_ = 1;
   classes_ = class_of(front_granules_) + 1;
-  const std::uint64_t budget = std::clamp<std::uint64_t>(g.limit / 1024, 16 * 1024, 512 * 1024);
+  const std::uint64_t budget = std::clamp<std::uint64_t>(g.limit / 1024, 16 * 1024, 1024 * 1024);
   const std::uint64_t least = g.limit >= std::uint64_t{1} << 30 ? 8 : 2;
   blocks_per_front_ = 0;
   for (std::size_t c = 0; c < classes_; ++c) {
@@ -120,7 +120,7 @@ void pool::state::set_rules() noexcept {
     rule.batch = static_cast<std::uint16_t>(rule.capacity / 2);
     rule.refill = static_cast<std::uint16_t>(std::clamp<std::uint64_t>(16 * 1024 / rule.bytes, 1, rule.batch));
     rule.magazines =
-        static_cast<std::uint32_t>(std::clamp<std::uint64_t>(budget / (rule.bytes * rule.batch), 2, 64));
+        static_cast<std::uint32_t>(std::clamp<std::uint64_t>(2 * budget / (rule.bytes * rule.batch), 2, 64));
     blocks_per_front_ += rule.capacity;
   }
 }

@@ -2,6 +2,7 @@
 
 #include <cairo-svg.h>
 #include <cairo.h>
+#include <fontconfig/fontconfig.h>
 
 #include <algorithm>
 #include <array>
@@ -62,6 +63,17 @@ struct context_release {
 };
 using surface_handle = std::unique_ptr<cairo_surface_t, surface_release>;
 using context_handle = std::unique_ptr<cairo_t, context_release>;
+
+/// Cairo and fontconfig keep fonts until the program ends, and leak checkers take them for lost.
+struct font_cache {
+  font_cache() = default;
+  font_cache(const font_cache&) = delete;
+  font_cache& operator=(const font_cache&) = delete;
+  ~font_cache() {
+    cairo_debug_reset_static_data();
+    FcFini();
+  }
+};
 
 void use(cairo_t* c, const colour& paint) { cairo_set_source_rgb(c, paint.red, paint.green, paint.blue); }
 
@@ -408,6 +420,7 @@ bool is_plot_name(const std::filesystem::path& file) {
 }
 
 void draw(const std::filesystem::path& file, std::span<const picture> pictures) {
+  const font_cache fonts;
   const double height = row_height * static_cast<double>(pictures.size());
   const bool vector = file.extension() == ".svg";
   const surface_handle surface(

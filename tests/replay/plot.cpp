@@ -3,7 +3,6 @@
 
 #include <cairo.h>
 #include <doctest/doctest.h>
-#include <fontconfig/fontconfig.h>
 
 #include <fstream>
 #include <iterator>
@@ -59,14 +58,6 @@ image_facts read_png(const std::filesystem::path& file) {
   facts.colours = colours.size();
   return facts;
 }
-
-/// Cairo and fontconfig keep fonts for the next picture, which leak checkers take for lost.
-struct font_release {
-  ~font_release() {
-    cairo_debug_reset_static_data();
-    FcFini();
-  }
-} at_exit;
 
 }  // namespace
 
