@@ -12,11 +12,27 @@
 ///   owned   split                               split   the owner                        relaxed   the halves' publish
 ///   owned   filled into a magazine              cached  the owner                        relaxed   the magazine's hand-over
 ///   cached  allocate                            live    the front's owner                relaxed   the user's own hand-over
-///   cached  magazine emptied into the buddy     owned   whoever holds the magazine       relaxed   - (stays with it)
+///   cached  magazine emptied into the buddy     free    whoever holds the magazine       seq_cst   claim, recheck
 ///   owned   allocate past the front             live    the owner                        relaxed   the user's own hand-over
-///   live    deallocate                          cached  any thread, by CAS               relaxed   the magazine's hand-over
-///   live    deallocate past the front           owned   any thread, by CAS               relaxed   - (stays with it)
+///   live    deallocate, home front              cached  the home front, by a store       relaxed   the magazine's hand-over
+///   live    deallocate, another front           return- any thread, by CAS               relaxed   the parcel's hand-over
+///                                               ing
+///   return- the parcel comes home               cached  the home front, by a store       relaxed   the magazine's hand-over
+///   ing
+///   live    deallocate, no home                 owned   any thread, by CAS               relaxed   - (stays with it)
 ///   owned   a trimmed block is given back       split   the owner                        relaxed   its pieces' publish
+///
+/// Home. A block that a front handed out names that front in its word, and only its home moves the word from then on, except
+/// for one step: another thread that frees the block marks it as returning, by CAS, and sends it home in a parcel. So the
+/// free of a block at home is a look and a store, without a locked instruction, and is checked all the same:
+///   - Only the home stores, always inside a stay (front.hpp), so its own steps never overlap. Others change nothing but
+///     live(home) to returning(home).
+///   - A block goes back into circulation only by a step of its home: the free at home, or the arrival of a parcel while
+///     the word says returning(home), which the arrival ends. So no block is ever in circulation twice.
+///   - Of two frees of one block in any order that the program can tell, the second sees the first and is refused. If a
+///     free at home and one elsewhere really race, which only a double free does, the store may cover the mark: then the
+///     parcel arrives, finds the word in another state, and is dropped and counted as the bad free that it is.
+/// `returning` shows as cached.
 ///
 /// A block may be trimmed: it covers the first n sixteenths of its node, and the rest of the node is given away as
 /// smaller blocks. The nodes between the block's node and those pieces are `split`, the covered ones `none`, so a piece
@@ -53,6 +69,8 @@ inline constexpr unsigned whole = 16;  ///< sixteenths of a block that is not tr
 
 class block_word {
  public:
+  static constexpr unsigned most_home = (1U << 13) - 1;
+
   constexpr block_word() = default;
   explicit constexpr block_word(std::uint64_t bits) noexcept : bits_(bits) {}
 
@@ -63,9 +81,13 @@ class block_word {
   [[nodiscard]] static constexpr block_word cached(unsigned sixteenths) noexcept {
     return of(block_state::cached, sixteenths, 0);
   }
-  /// `unused`: length of the block minus the bytes requested.
-  [[nodiscard]] static constexpr block_word live(unsigned sixteenths, std::uint64_t unused) noexcept {
-    return of(block_state::live, sixteenths, unused);
+  /// `unused`: length of the block minus the bytes requested. `home`: number of the front that moves the word; 0: none.
+  [[nodiscard]] static constexpr block_word live(unsigned sixteenths, std::uint64_t unused, unsigned home) noexcept {
+    return block_word(of(block_state::live, sixteenths, unused).bits_ | std::uint64_t{home} << home_shift);
+  }
+  /// Freed elsewhere, on the way to its home.
+  [[nodiscard]] static constexpr block_word returning(unsigned sixteenths, unsigned home) noexcept {
+    return block_word(cached(sixteenths).bits_ | std::uint64_t{home} << home_shift);
   }
 
   /// The same live block with that many bytes fewer unused. Pre: it has as many.
@@ -75,13 +97,21 @@ class block_word {
 
   [[nodiscard]] constexpr block_state state() const noexcept { return static_cast<block_state>(bits_ & 0xF); }
   [[nodiscard]] constexpr unsigned sixteenths() const noexcept { return static_cast<unsigned>(bits_ >> 4) & 0x1F; }
+  [[nodiscard]] constexpr unsigned home() const noexcept {
+    return static_cast<unsigned>(bits_ >> home_shift) & most_home;
+  }
   [[nodiscard]] constexpr std::uint64_t unused() const noexcept { return bits_ >> unused_shift; }
+  /// Alike but for the home.
+  [[nodiscard]] constexpr bool matches(block_word other) const noexcept {
+    return ((bits_ ^ other.bits_) & ~(std::uint64_t{most_home} << home_shift)) == 0;
+  }
   [[nodiscard]] constexpr std::uint64_t bits() const noexcept { return bits_; }
   [[nodiscard]] constexpr bool operator==(const block_word&) const = default;
 
  private:
-  // 4 bits of state, 5 of sixteenths, 12 kept for the lane, 43 of unused bytes: 8 TiB, above the largest order.
-  static constexpr unsigned unused_shift = 21;
+  // 4 bits of state, 5 of sixteenths, 13 of home, 42 of unused bytes: less than a sixteenth of the largest order.
+  static constexpr unsigned home_shift = 9;
+  static constexpr unsigned unused_shift = 22;
 
   [[nodiscard]] static constexpr block_word of(block_state state, unsigned sixteenths, std::uint64_t unused) noexcept {
     return block_word(static_cast<std::uint64_t>(state) | std::uint64_t{sixteenths} << 4 | unused << unused_shift);

@@ -2,8 +2,10 @@
 /// The depot: full magazines, by class. A front that overflows leaves one, a front that runs dry takes one, each with one
 /// CAS on the class's list and one on the list of empty magazines. (Bonwick and Adams, USENIX 2001.)
 ///
-/// Representation  Magazines lie in one table and are named by index. A magazine is in one class's list (full), in the
-///                 list of empty ones, or held by a thread.
+/// Magazines also serve as parcels: what a thread frees of another front's blocks goes to that front's inbox, a list too.
+///
+/// Representation  Magazines lie in one table and are named by index. A magazine is in one class's list (full), in an inbox,
+///                 in the list of empty ones, or held by a thread.
 /// Ordering        The entries are plain: the pusher writes them before the list's push (release), the popper reads them
 ///                 after its pop (acquire); see P in free_list.hpp.
 /// Bounds          A magazine notes how many lie below it, so the height of a list is known from its top. A list as high
@@ -57,6 +59,37 @@ class depot {
     return count;
   }
 
+  /// Puts blocks of a class into a parcel on an inbox. False: there is no empty magazine.
+  [[nodiscard]] bool send(free_list& inbox, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept {
+    const auto index = empty_magazine();
+    if (!index) return false;
+    magazine& m = magazines_[*index];
+    std::copy(blocks.begin(), blocks.end(), m.blocks.begin());
+    m.count = static_cast<std::uint32_t>(blocks.size());
+    m.of_class = static_cast<std::uint32_t>(of_class);
+    inbox.push(links_.data(), *index);
+    return true;
+  }
+
+  struct parcel {
+    std::size_t of_class = 0;
+    std::size_t count = 0;  ///< 0: the inbox was empty
+    std::array<std::uint32_t, max_magazine_blocks> blocks;
+  };
+
+  /// Takes a parcel from an inbox.
+  [[nodiscard]] parcel receive(free_list& inbox) noexcept {
+    parcel p;
+    const auto index = inbox.try_pop(links_.data());
+    if (!index) return p;
+    const magazine& m = magazines_[*index];
+    p.of_class = m.of_class;
+    p.count = m.count;
+    std::copy_n(m.blocks.begin(), p.count, p.blocks.begin());
+    empty_.push(links_.data(), *index);
+    return p;
+  }
+
   /// Magazines of a class, at some recent instant.
   [[nodiscard]] std::uint32_t height(std::size_t of_class) const noexcept {
     const auto top = full_[of_class].peek();
@@ -67,6 +100,7 @@ class depot {
   struct magazine {
     atomic<std::uint32_t> height;
     std::uint32_t count;
+    std::uint32_t of_class;  ///< of a parcel
     std::array<std::uint32_t, max_magazine_blocks> blocks;
   };
 

@@ -1,7 +1,8 @@
 /// \file
 /// The front: one thread's magazines. The hot path works on it and on one block word, and on nothing else.
 ///
-/// Only the owner uses a front, except that a pass may revoke it to take back what it holds. Both must agree who is inside
+/// Only the owner uses a front and moves the words of the blocks whose home it is (block_word.hpp), except that a pass may
+/// revoke it to take back what it holds. Both must agree who is inside
 /// without a locked instruction on the owner's side:
 ///
 ///   owner   enter: sequence := odd (a); light barrier; revoked? (b) then leave. Work. leave: sequence := even (c).
@@ -39,6 +40,13 @@ struct front_magazine {
   block_word unrequested;                  ///< a live block of which no byte was requested
 
   [[nodiscard]] block_word live(std::size_t requested) const noexcept { return unrequested.with_requested(requested); }
+};
+
+/// Blocks of one class that this thread freed and that belong to another front, until they are worth a parcel.
+struct front_returns {
+  atomic<std::uint32_t> count{0};  ///< atomic for statistics only
+  std::uint32_t home = 0;          ///< of all of them
+  std::uint32_t* blocks = nullptr;
 };
 
 class alignas(64) front {
@@ -92,6 +100,7 @@ class alignas(64) front {
     return attached_.compare_exchange_strong(expected, true, acquire, relaxed);  // detach(): the last owner's writes
   }
   void attach() noexcept { attached_.store(true, relaxed); }  // a new front, not yet shown to anybody
+  [[nodiscard]] bool attached() const noexcept { return attached_.load(relaxed); }  // a look, no hand-over
   void detach() noexcept { attached_.store(false, release); }
 
   static void add(atomic<std::uint64_t>& counter, std::uint64_t amount) noexcept {
@@ -110,7 +119,14 @@ class alignas(64) front {
   atomic<std::uint64_t> frees{0};
   atomic<std::uint64_t> taken{0};            ///< bytes taken from the buddy minus bytes given to it, modulo 2^64
 
+  std::uint32_t number = 0;  ///< as home of blocks; from 1 on
+
   std::array<front_magazine, max_classes> magazines{};
+  std::array<front_returns, max_classes> returns{};
+
+  /// Parcels of this front's blocks that other threads freed. Whoever is inside takes them.
+  free_list inbox;
+  atomic<std::uint64_t> inbox_bytes{0};  ///< a figure, counted by senders and receivers
 };
 
 }  // namespace orderly::detail

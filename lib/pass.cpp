@@ -1,6 +1,7 @@
 /// \file
 /// Passes: what is done under the mutex. Other threads allocate and free all the while.
 #include <algorithm>
+#include <bitset>
 #include <chrono>
 #include <thread>
 
@@ -168,27 +169,64 @@ std::size_t pool::state::reclaim_fronts() noexcept {
   const std::size_t count = front_count_.load(acquire);  // new_front()
   for (std::size_t i = 0; i < count; ++i) fronts_[i].revoke();
   asymmetric_barrier::heavy();
-  std::size_t reclaimed = 0;
+  std::bitset<most_fronts> outside;
   for (std::size_t i = 0; i < count; ++i) {
     front& f = fronts_[i];
-    if (wait_for([&] { return f.outside(); })) reclaimed += drain(f);
-    f.restore();
+    outside[i] = wait_for([&] { return f.outside(); });
+    if (outside[i]) post_returns(f);
   }
+  // Now every return that could be posted is in its home's inbox.
+  std::size_t reclaimed = 0;
+  for (std::size_t i = 0; i < count; ++i)
+    if (outside[i]) reclaimed += drain(fronts_[i]);
+  for (std::size_t i = 0; i < count; ++i) fronts_[i].restore();
   return reclaimed;
 }
 
-/// Gives all that a front holds back to the store. Pre: its owner is outside and stays there, or is the caller.
+/// Puts a revoked front's returns into their homes' inboxes. Pre: as drain().
+void pool::state::post_returns(front& of) noexcept {
+  for (std::size_t c = 0; c < classes_; ++c) {
+    front_returns& r = of.returns[c];
+    const std::uint32_t count = r.count.load(relaxed);  // ordered by outside()
+    if (count == 0) continue;
+    front& home = fronts_[r.home - 1];
+    if (!depot_.send(home.inbox, c, {r.blocks, count})) continue;  // no magazine left; the next pass has one
+    home.inbox_bytes.fetch_add(count * rules_[c].bytes, relaxed);  // a figure
+    r.count.store(0, relaxed);
+  }
+}
+
+/// Gives all that a front holds, and what came home to it, back to the store. Pre: its owner is outside and stays there,
+/// or is the caller, inside.
 std::size_t pool::state::drain(front& of) noexcept {
   std::size_t drained = 0;
   for (std::size_t c = 0; c < classes_; ++c) {
     front_magazine& m = of.magazines[c];
-    const std::uint32_t held = m.count.load(relaxed);  // ordered by enter() or by outside()
+    const std::uint32_t held = m.count.load(relaxed);  // ordered by the stay or by outside()
     if (held == 0) continue;
     m.count.store(0, relaxed);
     put_back(c, m.blocks, held);
     drained += held * rules_[c].bytes;
   }
-  return drained;
+  for (;;) {
+    depot::parcel p = depot_.receive(of.inbox);
+    if (p.count == 0) return drained;
+    arrive(of, p);
+    put_back(p.of_class, p.blocks.data(), p.count);
+    drained += p.count * rules_[p.of_class].bytes;
+  }
+}
+
+/// Empties the inbox of a front whose thread does not come to look. Skipped if a pass is under way, or if the thread is
+/// stopped inside.
+void pool::state::collect(front& home) noexcept {
+  const std::unique_lock lock(pass_mutex_, std::try_to_lock);
+  if (!lock) return;
+  passes_.fetch_add(1, seq_cst);  // a figure here; press() needs the order
+  home.revoke();
+  asymmetric_barrier::heavy();
+  if (wait_for([&] { return home.outside(); })) empty_inbox(home);
+  home.restore();
 }
 
 std::size_t pool::state::trim(std::size_t keep_bytes) noexcept {

@@ -110,6 +110,7 @@ void pool::state::set_rules() noexcept {
   classes_ = class_of(front_granules_) + 1;
   const std::uint64_t budget = std::clamp<std::uint64_t>(g.limit / 1024, 16 * 1024, 1024 * 1024);
   const std::uint64_t least = g.limit >= std::uint64_t{1} << 30 ? 8 : 2;
+  inbox_limit_ = 2 * budget;
   blocks_per_front_ = 0;
   for (std::size_t c = 0; c < classes_; ++c) {
     class_rule& rule = rules_[c];
@@ -121,7 +122,7 @@ void pool::state::set_rules() noexcept {
     rule.refill = static_cast<std::uint16_t>(std::clamp<std::uint64_t>(16 * 1024 / rule.bytes, 1, rule.batch));
     rule.magazines =
         static_cast<std::uint32_t>(std::clamp<std::uint64_t>(2 * budget / (rule.bytes * rule.batch), 2, 64));
-    blocks_per_front_ += rule.capacity;
+    blocks_per_front_ += rule.capacity + rule.batch;
   }
 }
 
@@ -163,8 +164,9 @@ std::size_t pool::state::rounded(std::size_t bytes) const noexcept {
 
 void* pool::state::hand_out(front* of, const request& wanted, node n) noexcept {
   const std::uint64_t length = store_.length(n, wanted.shape.sixteenths);
+  const unsigned home = of != nullptr && wanted.of_class != no_class ? of->number : 0;
   // owned -> live, or cached -> live for a block of a magazine in hand: nobody else may touch the word.
-  store_.word(n).store(block_word::live(wanted.shape.sixteenths, length - wanted.bytes).bits(), relaxed);
+  store_.word(n).store(block_word::live(wanted.shape.sixteenths, length - wanted.bytes, home).bits(), relaxed);
   count_allocation(of, wanted.bytes);
   return store_.memory().address(shape().granule(n));
 }
@@ -176,9 +178,13 @@ void* pool::state::allocate_direct(front* of, const request& wanted, ceiling up_
   return hand_out(of, wanted, *n);
 }
 
-/// A magazine of the depot, or a batch of the store: one block for the caller, the rest for the front.
+/// What came home, a magazine of the depot, or a batch of the store: one block for the caller, the rest for the front.
 void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refusal& why) noexcept {
   const class_rule& rule = rules_[wanted.of_class];
+  if (of.inbox.peek()) {
+    unpack(of, wanted.of_class);
+    if (void* const block = allocate_hot(wanted.bytes, 1)) return block;
+  }
   std::array<std::uint32_t, max_magazine_blocks> blocks;
   std::size_t count = depot_.pop(wanted.of_class, blocks);
   if (count == 0) {
@@ -250,7 +256,7 @@ bool pool::state::accepts(const block_store::found& block, std::size_t bytes) co
 }
 
 error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* report) noexcept {
-  if (pointer == nullptr) return error::none;
+  if (pointer == nullptr || return_home(pointer, bytes)) return error::none;
   front* const mine = this_front();
   const auto offset = store_.memory().offset(pointer);
   for (;;) {
@@ -262,22 +268,166 @@ error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* r
       return found.code;
     }
     const std::size_t requested = block.length - block.word.unused();
-    const std::uint64_t granules = ((requested - 1) >> granule_shift_) + 1;
-    if (granules <= front_granules_ && shape_of(granules).order == block.n.order && mine != nullptr) {
-      // The front after all: its magazine was full, or the size was unknown, or this thread had no front yet.
-      const std::size_t of_class = class_of(granules);
-      if (mine->magazines[of_class].count.load(relaxed) == rules_[of_class].capacity) spill(*mine, of_class);  // own
-      if (deallocate_hot(pointer, requested)) return error::none;
+    const std::uint32_t home = block.word.home();
+    const std::size_t of_class = home == 0 ? no_class : class_of(((requested - 1) >> granule_shift_) + 1);
+    if (home != 0 && mine != nullptr) {
+      // A front after all: the size was unknown, the magazine was full, or the block is another front's.
+      if (home != mine->number) {
+        if (return_home(pointer, requested)) return error::none;
+      } else {
+        if (mine->magazines[of_class].count.load(relaxed) == rules_[of_class].capacity) spill(*mine, of_class);  // own
+        if (deallocate_hot(pointer, requested)) return error::none;
+      }
     }
     const slow_section marked(*this, mine);
     std::uint64_t expected = block.word.bits();
-    // live -> owned, the check, past the front. Relaxed: give() publishes. When another thread is faster, look again.
-    if (!store_.word(block.n).compare_exchange_strong(expected, block_word::owned().bits(), relaxed, relaxed)) continue;
+    const block_word next = home == 0 ? block_word::owned() : block_word::returning(block.word.sixteenths(), home);
+    // live -> owned or returning, the check, past the front. Relaxed: give() or the parcel publishes. When another thread
+    // is faster, look again.
+    if (!store_.word(block.n).compare_exchange_strong(expected, next.bits(), relaxed, relaxed)) continue;
     count_free(mine, requested);
-    count_taken(mine, 0 - block.length);
-    store_.give(block.n, block.word.sixteenths());
+    if (home != 0) {
+      const auto granule = static_cast<std::uint32_t>(*offset >> granule_shift_);
+      deliver(of_class, home, {&granule, 1});
+    } else {
+      count_taken(mine, 0 - block.length);
+      store_.give(block.n, block.word.sixteenths());
+    }
     return error::none;
   }
+}
+
+/// Frees a block of another front: marks it, and keeps it for a parcel. False: it is no such block, or this thread's front
+/// is revoked; nothing has happened.
+bool pool::state::return_home(void* pointer, std::size_t bytes) noexcept {
+  const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of an unknown size, 0, it is out of range
+  const std::uint64_t offset = reinterpret_cast<std::uintptr_t>(pointer) - reinterpret_cast<std::uintptr_t>(base_);
+  front* const mine = this_thread_fronts.find(serial());
+  if (mine == nullptr || last_granule >= front_granules_ || offset >= tree_bytes_) return false;
+  const std::size_t of_class = class_of(last_granule + 1);
+  const front_magazine& m = mine->magazines[of_class];
+  const unsigned block_shift = m.order + granule_shift_;
+  if ((offset & ((std::uint64_t{1} << block_shift) - 1)) != 0) return false;
+  atomic<std::uint64_t>& word = m.words[offset >> block_shift];
+  front_returns& r = mine->returns[of_class];
+  for (;;) {
+    bool full = false;
+    if (const front::stay inside(*mine); inside) {
+      const block_word seen(word.load(relaxed));
+      const std::uint32_t home = seen.home();
+      if (home == 0 || home == mine->number || !seen.matches(m.live(bytes))) return false;
+      const std::uint32_t count = r.count.load(relaxed);  // own
+      full = count != 0 && r.home != home;
+      if (!full) {
+        std::uint64_t expected = seen.bits();
+        // live -> returning, the check of this free: of several threads that free one block, one CAS succeeds. Relaxed:
+        // the parcel hands the block on.
+        if (!word.compare_exchange_strong(expected, block_word::returning(m.sixteenths, home).bits(), relaxed, relaxed))
+          return false;
+        r.home = home;
+        r.blocks[count] = static_cast<std::uint32_t>(offset >> granule_shift_);
+        r.count.store(count + 1, relaxed);  // own; others read it as a figure
+        count_free(*mine, bytes);
+        if (count + 1 < rules_[of_class].batch) return true;
+      }
+    } else {
+      return false;
+    }
+    send_returns(*mine, of_class);
+    if (!full) return true;
+  }
+}
+
+/// Sends what a front holds of another front's blocks of a class.
+void pool::state::send_returns(front& of, std::size_t of_class) noexcept {
+  const slow_section marked(*this, &of);
+  std::array<std::uint32_t, max_magazine_blocks> blocks;
+  std::uint32_t count = 0;
+  std::uint32_t home = 0;
+  if (const front::stay inside(of); inside) {
+    front_returns& r = of.returns[of_class];
+    count = r.count.load(relaxed);  // own
+    home = r.home;
+    std::copy_n(r.blocks, count, blocks.begin());
+    r.count.store(0, relaxed);  // own; others read it as a figure
+  }
+  if (count != 0) deliver(of_class, home, std::span(blocks).first(count));
+}
+
+/// Puts a parcel into the inbox of a front, and sees to it that it does not lie there for ever: a front without a thread, or
+/// one whose thread does not come to look, is emptied by the sender.
+void pool::state::deliver(std::size_t of_class, std::uint32_t home, std::span<const std::uint32_t> blocks) noexcept {
+  front& at = fronts_[home - 1];
+  const std::uint64_t bytes = blocks.size() * rules_[of_class].bytes;
+  const std::uint64_t waiting = at.inbox_bytes.fetch_add(bytes, relaxed) + bytes;  // a figure
+  while (!depot_.send(at.inbox, of_class, blocks)) {  // every magazine is in use: a pass empties some
+    const std::lock_guard lock(pass_mutex_);
+    reclaim_caches();
+  }
+  if (!at.attached()) {
+    if (!at.try_attach()) return;
+    if (const front::stay inside(at); inside) empty_inbox(at);
+    at.detach();
+  } else if (waiting >= inbox_limit_) {
+    collect(at);
+  }
+}
+
+/// Takes parcels until the class that is wanted has blocks again, or none is left.
+void pool::state::unpack(front& of, std::size_t of_class) noexcept {
+  for (;;) {
+    depot::parcel p;
+    std::size_t kept = 0;
+    if (const front::stay inside(of); inside) {
+      p = depot_.receive(of.inbox);
+      if (p.count == 0) return;
+      arrive(of, p);
+      front_magazine& m = of.magazines[p.of_class];
+      std::uint32_t held = m.count.load(relaxed);  // own
+      while (kept < p.count && held < m.capacity) m.blocks[held++] = p.blocks[kept++];
+      m.count.store(held, relaxed);  // own; others read it as a figure
+    } else {
+      return;
+    }
+    keep_or_put_back(p.of_class, std::span(p.blocks).first(p.count).subspan(kept));
+    if (p.of_class == of_class && kept != 0) return;
+  }
+}
+
+/// Ends the return of a parcel's blocks; what is no returning block is dropped: it was freed twice. Pre: inside `at`.
+std::size_t pool::state::arrive(front& at, depot::parcel& p) noexcept {
+  const class_rule& rule = rules_[p.of_class];
+  const std::uint64_t bytes = p.count * rule.bytes;
+  std::size_t valid = 0;
+  for (std::size_t i = 0; i < p.count; ++i) {
+    atomic<std::uint64_t>& word = store_.word(node_at(p.blocks[i], rule.shape));
+    if (word.load(relaxed) != block_word::returning(rule.shape.sixteenths, at.number).bits()) continue;
+    word.store(block_word::cached(rule.shape.sixteenths).bits(), relaxed);  // at home; see block_word.hpp
+    p.blocks[valid++] = p.blocks[i];
+  }
+  bad_frees_.fetch_add(p.count - valid, relaxed);    // a figure
+  at.inbox_bytes.fetch_sub(bytes, relaxed);          // a figure
+  p.count = valid;
+  return valid;
+}
+
+/// Takes every parcel of a front to depot or store. Returns the bytes. Pre: inside `of`.
+std::size_t pool::state::empty_inbox(front& of) noexcept {
+  std::size_t bytes = 0;
+  for (;;) {
+    depot::parcel p = depot_.receive(of.inbox);
+    if (p.count == 0) return bytes;
+    arrive(of, p);
+    bytes += p.count * rules_[p.of_class].bytes;
+    keep_or_put_back(p.of_class, std::span(p.blocks).first(p.count));
+  }
+}
+
+/// Cached blocks in hand: a full batch goes to the depot if it has room, all else to the store.
+void pool::state::keep_or_put_back(std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept {
+  const class_rule& rule = rules_[of_class];
+  if (blocks.empty() || (blocks.size() == rule.batch && depot_.push(of_class, blocks, rule.magazines))) return;
+  put_back(of_class, blocks.data(), blocks.size());
 }
 
 /// Gives blocks that the caller holds (owned or cached) back to the store.
@@ -301,8 +451,7 @@ void pool::state::spill(front& of, std::size_t of_class) noexcept {
     std::copy(m.blocks + moved, m.blocks + held, m.blocks);
     m.count.store(held - moved, relaxed);  // own; others read it as a figure
   }
-  if (moved == rule.batch && depot_.push(of_class, std::span(blocks).first(moved), rule.magazines)) return;
-  put_back(of_class, blocks.data(), moved);
+  keep_or_put_back(of_class, std::span(blocks).first(moved));
 }
 
 bad_free pool::state::explain(const void* pointer, std::size_t bytes) const noexcept {
@@ -357,6 +506,7 @@ front* pool::state::new_front() noexcept {
   const std::size_t index = front_count_.load(relaxed);  // changed under this mutex only
   if (index == most_fronts) return nullptr;
   front* const f = new (&fronts_[index]) front;
+  f->number = static_cast<std::uint32_t>(index + 1);
   std::uint32_t* blocks = &front_blocks_[index * blocks_per_front_];
   for (std::size_t c = 0; c < classes_; ++c) {
     front_magazine& m = f->magazines[c];
@@ -365,8 +515,10 @@ front* pool::state::new_front() noexcept {
     m.sixteenths = rules_[c].shape.sixteenths;
     m.blocks = blocks;
     m.words = store_.tree().words(m.order);
-    m.unrequested = block_word::live(m.sixteenths, rules_[c].bytes);
+    m.unrequested = block_word::live(m.sixteenths, rules_[c].bytes, f->number);
     blocks += m.capacity;
+    f->returns[c].blocks = blocks;
+    blocks += rules_[c].batch;
   }
   f->publish_at = least_publish;
   f->attach();
@@ -375,18 +527,22 @@ front* pool::state::new_front() noexcept {
 }
 
 void pool::state::detach(front& of) noexcept {
-  {
-    const slow_section marked(*this, &of);
-    for (bool drained = false; !drained;) {
-      if (const front::stay inside(of); inside) {
-        drain(of);
-        drained = true;
-        continue;
-      }
-      const std::lock_guard pass(pass_mutex_);  // a pass is just emptying it: wait for its end
+  const auto wait_for_pass = [&] { const std::lock_guard pass(pass_mutex_); };  // it is just emptying this front
+  for (std::size_t c = 0; c < classes_; ++c) {
+    while (of.returns[c].count.load(relaxed) != 0) {  // own
+      send_returns(of, c);
+      if (of.returns[c].count.load(relaxed) != 0) wait_for_pass();
     }
-    publish_requested(of);
   }
+  const slow_section marked(*this, &of);
+  for (bool drained = false; !drained;) {
+    if (const front::stay inside(of); inside) {
+      drain(of);
+      drained = true;
+    }
+    if (!drained) wait_for_pass();
+  }
+  publish_requested(of);
   of.detach();
 }
 
@@ -456,7 +612,9 @@ statistics pool::state::stats() const noexcept {
     s.allocations += f.allocations.load(relaxed);
     s.frees += f.frees.load(relaxed);
     peak = std::max(peak, requested + f.room.load(relaxed));
-    for (std::size_t c = 0; c < classes_; ++c) cached += f.magazines[c].count.load(relaxed) * rules_[c].bytes;
+    cached += f.inbox_bytes.load(relaxed);
+    for (std::size_t c = 0; c < classes_; ++c)
+      cached += (f.magazines[c].count.load(relaxed) + f.returns[c].count.load(relaxed)) * rules_[c].bytes;
   }
   for (std::size_t c = 0; c < classes_; ++c)
     cached += std::uint64_t{depot_.height(c)} * rules_[c].batch * rules_[c].bytes;

@@ -7,13 +7,15 @@
 ///   relieve  the soft limit is reached: idle memory is released to pay for new (skipped when another thread is at it)
 ///   press    nothing else is left: the pass that takes back everything cached, under the mutex
 ///   handler  the user's, without the mutex; then all over again
-/// A free goes to the front; from a full front to the depot; from a full depot to the block store.
+/// A free goes to the front that handed the block out: at once if it is this thread's, else in a parcel. From a full front
+/// blocks go to the depot, and from a full depot to the block store.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 
 #include "block_store.hpp"
 #include "depot.hpp"
@@ -58,6 +60,7 @@ class pool::state final : public detail::registered_pool {
 
  private:
   static constexpr std::size_t most_fronts = 4096;
+  static_assert(most_fronts <= detail::block_word::most_home);
   static constexpr std::size_t no_class = ~std::size_t{0};
 
   /// A request, worked out.
@@ -100,6 +103,13 @@ class pool::state final : public detail::registered_pool {
 
   [[nodiscard]] bool accepts(const detail::block_store::found& block, std::size_t bytes) const noexcept;
   [[nodiscard]] bad_free explain(const void* pointer, std::size_t bytes) const noexcept;
+  [[nodiscard]] bool return_home(void* pointer, std::size_t bytes) noexcept;
+  void send_returns(detail::front& of, std::size_t of_class) noexcept;
+  void deliver(std::size_t of_class, std::uint32_t home, std::span<const std::uint32_t> blocks) noexcept;
+  void unpack(detail::front& of, std::size_t of_class) noexcept;
+  std::size_t arrive(detail::front& at, detail::depot::parcel& p) noexcept;
+  std::size_t empty_inbox(detail::front& of) noexcept;
+  void keep_or_put_back(std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept;
   void spill(detail::front& of, std::size_t of_class) noexcept;
   void put_back(std::size_t of_class, const std::uint32_t* blocks, std::size_t count) noexcept;
 
@@ -123,6 +133,8 @@ class pool::state final : public detail::registered_pool {
   std::size_t reclaim_depots() noexcept;
   std::size_t reclaim_fronts() noexcept;
   std::size_t drain(detail::front& of) noexcept;
+  void post_returns(detail::front& of) noexcept;
+  void collect(detail::front& home) noexcept;
   [[nodiscard]] activity watch() const noexcept;
   [[nodiscard]] std::uint64_t operations() const noexcept;
   [[nodiscard]] std::size_t commitment(const request& wanted) const noexcept;
@@ -146,6 +158,7 @@ class pool::state final : public detail::registered_pool {
   detail::reserved_array<detail::front> fronts_;
   detail::reserved_array<std::uint32_t> front_blocks_;
   std::size_t blocks_per_front_ = 0;
+  std::uint64_t inbox_limit_ = 0;  ///< bytes that may wait in a front's inbox before a sender empties it
   alignas(64) detail::atomic<std::size_t> front_count_{0};
 
   // Figures that fronts publish rarely, and those of work without a front.
@@ -206,11 +219,11 @@ inline bool pool::state::deallocate_hot(void* pointer, std::size_t bytes) noexce
   const front::stay inside(*mine);
   const std::uint32_t count = m.count.load(relaxed);  // own
   if (!inside || count == m.capacity) return false;
-  // live -> cached, the check of every free: of several threads that free one block, one CAS succeeds. Relaxed: the
-  // block's bytes go to their next user with the magazine, or stay with this thread.
-  std::uint64_t expected = m.live(bytes).bits();
-  if (!m.words[index].compare_exchange_strong(expected, block_word::cached(m.sixteenths).bits(), relaxed, relaxed))
-    return false;
+  // live -> cached, and the check of every free: this front is the block's home, so a look and a store; see block_word.hpp.
+  // Relaxed: the block's bytes go to their next user with the magazine, or stay with this thread.
+  atomic<std::uint64_t>& word = m.words[index];
+  if (word.load(relaxed) != m.live(bytes).bits()) return false;
+  word.store(block_word::cached(m.sixteenths).bits(), relaxed);
   m.blocks[count] = static_cast<std::uint32_t>(offset >> granule_shift_);
   m.count.store(count + 1, relaxed);  // own; others read it as a figure
   count_free(*mine, bytes);

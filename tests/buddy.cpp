@@ -69,7 +69,7 @@ std::optional<live_block> take(buddy& tree, unsigned order, unsigned sixteenths)
   if (!claimed) return std::nullopt;
   const node n = tree.split(*claimed, order);
   if (sixteenths != whole) tree.carve(n, sixteenths);
-  tree.word(n).store(block_word::live(sixteenths, 0).bits(), std::memory_order_relaxed);
+  tree.word(n).store(live_bits(sixteenths), std::memory_order_relaxed);
   return live_block{n, sixteenths};
 }
 
@@ -82,7 +82,7 @@ std::vector<live_block> take_many(buddy& tree, unsigned order) {
   const std::uint32_t first = tree.shatter(n, order);
   for (std::uint32_t index = first; index < first + (1U << (n.order - order)); ++index) {
     const node block{index, static_cast<std::uint8_t>(order)};
-    tree.word(block).store(block_word::live(whole, 0).bits(), std::memory_order_relaxed);
+    tree.word(block).store(live_bits(whole), std::memory_order_relaxed);
     taken.push_back({block, whole});
   }
   return taken;
@@ -382,6 +382,22 @@ TEST_CASE("random steps agree with a map of granules") {
 }  // TEST_SUITE
 
 TEST_SUITE("stress") {
+
+TEST_CASE("threads take and give a few granules as fast as they can: what is lost once is missed by all") {
+  for (const std::uint64_t granules : {2U, 3U, 4U, 8U}) {
+    for (const std::size_t threads : {2U, 4U}) {
+      CAPTURE(granules);
+      CAPTURE(threads);
+      forest f(flat_range(granules));
+      run_threads(threads, [&](std::size_t) {
+        for (std::size_t step = 0; step < scaled(400000) / threads; ++step) {
+          if (const auto block = take(f.tree, 0, whole)) f.tree.give(block->n, whole);
+        }
+      });
+      check_merged(f);
+    }
+  }
+}
 
 TEST_CASE("threads share a small flat range") {
   for (const std::size_t threads : {2U, 4U, 8U}) {

@@ -3,6 +3,7 @@
 // touched by its owner alone.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <barrier>
 #include <cstddef>
@@ -208,6 +209,46 @@ void fill_all_caches(backing kind, std::size_t threads, std::size_t bytes, std::
   check_empty(kind, watched, found);
 }
 
+/// Threads fight for blocks that no cache takes and, their neighbours being live, no merge: they stay in one list all the
+/// time. None may be forgotten there: at the end every block of the pool is found.
+void fight_for_list(backing kind, std::size_t threads, std::size_t steps) {
+  constexpr std::size_t alignment = 512;
+  findings found;
+  watched_pool watched(kind, options{.capacity = mib}, found);
+  const auto take_all = [&watched] {
+    std::vector<owned_block> blocks;
+    while (true) {
+      blocks.push_back(watched.allocate(1, alignment, 1));
+      if (blocks.back().address != nullptr) continue;
+      blocks.pop_back();
+      return blocks;
+    }
+  };
+  std::vector<owned_block> blocks = take_all();
+  CHECK(blocks.size() == mib / alignment);
+  const auto is_even = [](const owned_block& block) {
+    return reinterpret_cast<std::uintptr_t>(block.address) / alignment % 2 == 0;
+  };
+  const auto odd = std::stable_partition(blocks.begin(), blocks.end(), is_even);
+  std::for_each(odd, blocks.end(), [&](const owned_block& block) { watched.deallocate(block); });
+  blocks.erase(odd, blocks.end());
+  run_threads(threads, [&](std::size_t index) {
+    const auto owner = static_cast<std::uint32_t>(index + 2);
+    for (std::size_t step = 0; step < steps; ++step) {
+      const owned_block pair[] = {watched.allocate(1, alignment, owner), watched.allocate(1, alignment, owner)};
+      for (const owned_block& block : pair) {
+        found.expect(block.address != nullptr, "refused while most blocks were free");
+        if (block.address != nullptr) watched.deallocate(block);
+      }
+    }
+  });
+  const std::vector<owned_block> others = take_all();
+  CHECK(blocks.size() + others.size() == mib / alignment);
+  for (const owned_block& block : blocks) watched.deallocate(block);
+  for (const owned_block& block : others) watched.deallocate(block);
+  check_empty(kind, watched, found);
+}
+
 /// As many permits as there are blocks. A permit is held from before an allocation until after the free, so whoever
 /// holds one is owed a block.
 class permits {
@@ -225,8 +266,9 @@ class permits {
   std::atomic<std::ptrdiff_t> left_;
 };
 
-/// Threads fill the pool to the last block, again and again, and no request may be refused that has a permit.
-void never_refused(backing kind, std::size_t threads, std::size_t bytes, std::size_t steps) {
+/// Threads fill the pool to the last block, again and again, and no request may be refused that has a permit. A block
+/// takes up `bytes`, because it is that long or aligned to that.
+void never_refused(backing kind, std::size_t threads, std::size_t bytes, bool aligned, std::size_t steps) {
   findings found;
   watched_pool watched(kind, options{.capacity = mib}, found);
   permits permitted(mib / bytes);
@@ -236,7 +278,8 @@ void never_refused(backing kind, std::size_t threads, std::size_t bytes, std::si
     for (std::size_t step = 0; step < steps; ++step) {
       const std::size_t burst = uniform(random, 1, 2 * mib / bytes / threads + 1);
       while (held.size() < burst && permitted.take()) {
-        const owned_block block = watched.allocate(bytes, 1, static_cast<std::uint32_t>(index + 1));
+        const owned_block block =
+            watched.allocate(aligned ? 1 : bytes, aligned ? bytes : 1, static_cast<std::uint32_t>(index + 1));
         found.expect(block.address != nullptr, "refused ", bytes, " bytes while they were free");
         if (block.address == nullptr) {
           permitted.give();
@@ -366,6 +409,16 @@ TEST_CASE("with full caches and no thread at work the books are exact") {
   }
 }
 
+TEST_CASE("a list that many threads fight for forgets nothing") {
+  for (const backing kind : every_backing) {
+    for (const std::size_t threads : {2U, 4U, 16U}) {
+      CAPTURE(static_cast<int>(kind));
+      CAPTURE(threads);
+      fight_for_list(kind, threads, scaled(400000) / threads);
+    }
+  }
+}
+
 TEST_CASE("a request is never refused while frees that have ended left memory for it") {
   for (const backing kind : every_backing) {
     for (const std::size_t threads : {2U, 4U, 16U}) {
@@ -373,7 +426,20 @@ TEST_CASE("a request is never refused while frees that have ended left memory fo
         CAPTURE(static_cast<int>(kind));
         CAPTURE(threads);
         CAPTURE(bytes);
-        never_refused(kind, threads, bytes, scaled(bytes < kib ? 30 : 300));
+        never_refused(kind, threads, bytes, false, scaled(bytes < kib ? 30 : 300));
+      }
+    }
+  }
+}
+
+TEST_CASE("nor when blocks are aligned, and come and go past all caches") {
+  for (const backing kind : every_backing) {
+    for (const std::size_t threads : {2U, 4U, 16U}) {
+      for (const std::size_t bytes : {512U, 4096U, 65536U}) {
+        CAPTURE(static_cast<int>(kind));
+        CAPTURE(threads);
+        CAPTURE(bytes);
+        never_refused(kind, threads, bytes, true, scaled(bytes < kib ? 30 : 300));
       }
     }
   }

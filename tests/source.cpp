@@ -289,6 +289,26 @@ TEST_CASE("whichever decommit the source refuses, the pool stays whole") {
   fail_each(source_log::call::decommit, 4);
 }
 
+TEST_CASE("what a failed commit cannot undo stays committed, accounted for and of use") {
+  const auto log = std::make_shared<source_log>();
+  pool tested(make_failing_source(log), options{.capacity = mib});
+  void* first = tested.allocate(64 * kib);
+  void* second = tested.allocate(64 * kib);
+  tested.deallocate(first, 64 * kib);
+  tested.trim();
+  tested.deallocate(second, 64 * kib);
+  tested.defragment();
+  CHECK(tested.stats().committed == 64 * kib);  // the second chunk alone: there is one to commit before it, more behind
+  log->refuse(source_log::call::commit, 2, SIZE_MAX / 2);
+  log->refuse_all(source_log::call::decommit);
+  CHECK(tested.try_allocate(mib) == nullptr);
+  CHECK(log->committed() > 64 * kib);
+  CHECK(tested.stats().committed == log->committed());
+  log->refuse_none();
+  check_recovered(tested, *log);
+  ORDERLY_CHECK_CONTRACT(*log);
+}
+
 TEST_CASE("a source that commits nothing: every allocation is refused, and counted") {
   const auto log = std::make_shared<source_log>();
   pool tested(make_failing_source(log), options{.capacity = 16 * mib});

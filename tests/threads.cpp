@@ -49,7 +49,7 @@ struct late_caller {
   ~late_caller() {
     if (used == nullptr) return;
     used->deallocate(kept, 1000);
-    used->deallocate(used->try_allocate(3000), 3000);
+    for (int count = 0; count < 20; ++count) used->deallocate(used->try_allocate(3000), 3000);
   }
 };
 
@@ -70,6 +70,16 @@ TEST_CASE("threads that exit with full caches lose nothing, however many") {
   check_idle(tested);
   tested.trim();
   CHECK(tested.stats().committed == 0);
+}
+
+TEST_CASE("a thread that exits leaves nothing in its caches") {
+  pool tested(options{.capacity = 4 * mib});
+  std::thread([&] {
+    tested.deallocate(tested.allocate(1000), 1000);
+    CHECK(tested.stats().cached > 0);
+  }).join();
+  CHECK(tested.stats().cached == 0);
+  check_sound(tested);
 }
 
 TEST_CASE("the counters keep what threads did that are gone") {
@@ -259,6 +269,26 @@ TEST_CASE("threads and pools end in any order, at once") {
     for (std::thread& thread : threads) thread.join();
   }
   ORDERLY_CHECK_FINDINGS(found);
+}
+
+TEST_CASE("thread-local objects call the pool late, while other threads begin") {
+  pool tested(options{.capacity = 4 * mib});
+  findings found;
+  const std::size_t rounds = scaled(500);
+  run_threads(4, [&](std::size_t) {
+    for (std::size_t round = 0; round < rounds; ++round) {
+      std::thread([&] {
+        late.used = &tested;
+        fill_caches(tested);
+        late.kept = tested.try_allocate(1000);
+        found.expect(late.kept != nullptr, "refused while there was room");
+      }).join();
+    }
+  });
+  ORDERLY_CHECK_FINDINGS(found);
+  CHECK(tested.stats().bad_frees == 0);
+  check_all_there(tested, 256);
+  check_idle(tested);
 }
 
 TEST_CASE("threads exit while others run out of memory") {

@@ -32,7 +32,7 @@ int overrun(std::size_t index) {
   return block.data()[index] == 1 ? 0 : 2;
 }
 
-int overflow(int value) { return value + std::numeric_limits<int>::max() > 0 ? 0 : 2; }
+int overflow(int value) { return value + std::numeric_limits<int>::max(); }
 
 }  // namespace
 

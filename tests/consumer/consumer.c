@@ -20,7 +20,7 @@ int main(void) {
 
   int met = check(orderly_owns(pool, block) == 1, "the pool owns its block");
   met &= check(orderly_pool_stats(pool, &stats) == ORDERLY_OK && stats.requested == 5000, "statistics");
-  met &= check(orderly_deallocate(pool, block + 256, 0) == ORDERLY_ERROR_INTERIOR_POINTER, "an interior pointer is seen");
+  met &= check(orderly_deallocate(pool, block + 256, 0) == ORDERLY_ERROR_INTERIOR_POINTER, "an interior pointer");
   met &= check(orderly_deallocate(pool, block, 5000) == ORDERLY_OK, "a free");
   met &= check(orderly_deallocate(pool, block, 5000) == ORDERLY_ERROR_DOUBLE_FREE, "a double free is seen");
   orderly_pool_destroy(pool);

@@ -14,6 +14,11 @@
 
 namespace orderly::test {
 
+/// The word of a block that is handed out, of which every byte was requested.
+[[nodiscard]] inline std::uint64_t live_bits(unsigned sixteenths) {
+  return detail::block_word::live(sixteenths, 0, 0).bits();
+}
+
 /// A block of the tree, free or not.
 struct tree_block {
   detail::node n;
