@@ -127,7 +127,7 @@ def throughput_cell(results, key):
 
 
 def throughput_tables(results):
-    """One table for each thread count, empty arena and filled: a line for each allocator, a column for each workload."""
+    """A table for each thread count, empty arena and filled; a line for each allocator, a column for each workload."""
     workloads = in_order(results.values_of('workload'), WORKLOADS)
     allocators = in_order(results.values_of('allocator'), (OWN,))
     touched = {'yes': 'written to', 'no': 'not touched'}
@@ -199,7 +199,8 @@ def check_targets(results):
     lines = [check_opponents(results, target) for target in TARGETS]
     lines += [check_scaling(results, workload, '', 2, 1.8) for workload in alone]
     if 16 in results.values_of('threads'):
-        lines += [check_scaling(results, workload, variant, 16, 12) for variant in ('', 'full:80') for workload in alone]
+        lines += [check_scaling(results, workload, variant, 16, 12)
+                  for variant in ('', 'full:80') for workload in alone]
         lines += [check_lock_free(results, workload) for workload in LOCK_FREE_AT_16]
     return lines
 

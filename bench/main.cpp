@@ -141,8 +141,8 @@ const char* distortion() {
 #endif
 }
 
-/// Google Benchmark's arguments: what suits these benchmarks, then what was given, as the last of two equal flags counts.
-/// Takes the only flag of this program out.
+/// Google Benchmark's arguments: what suits these benchmarks, then what was given, as the last of two equal flags
+/// counts. Takes the only flag of this program out.
 std::vector<std::string> arguments_of(int argc, char** argv) {
   std::vector<std::string> all = {argv[0], "--benchmark_min_time=0.2", "--benchmark_repetitions=7",
                                   "--benchmark_enable_random_interleaving=true",

@@ -30,20 +30,38 @@ pool& pool::operator=(pool&& other) noexcept {
 
 pool::~pool() { delete state_; }
 
+// Each hot function ends in a call of a cold one with the same arguments, so that it needs no stack frame.
+
 void* pool::allocate(std::size_t bytes, std::size_t alignment) {
+  if (state_ != nullptr) [[likely]]
+    if (void* const block = state_->allocate_hot(bytes, alignment)) [[likely]]
+      return block;
+  return allocate_cold(bytes, alignment);
+}
+
+void* pool::try_allocate(std::size_t bytes, std::size_t alignment) noexcept {
+  if (state_ != nullptr) [[likely]]
+    if (void* const block = state_->allocate_hot(bytes, alignment)) [[likely]]
+      return block;
+  return try_allocate_cold(bytes, alignment);
+}
+
+void pool::deallocate(void* pointer, std::size_t bytes) noexcept {
+  if (state_ != nullptr) [[likely]]
+    if (state_->deallocate_hot(pointer, bytes)) [[likely]]
+      return;
+  deallocate_cold(pointer, bytes);
+}
+
+[[gnu::noinline]] void* pool::allocate_cold(std::size_t bytes, std::size_t alignment) {
   if (state_ == nullptr) throw std::invalid_argument("orderly::pool: allocate on a pool that was moved from");
-  if (void* const block = state_->allocate_hot(bytes, alignment)) [[likely]]
-    return block;
   if (!state_->aligns(alignment)) throw_misaligned(alignment);
   if (void* const block = state_->allocate_slow(bytes, alignment)) return block;
   throw out_of_memory(bytes, state_->stats().committed, state_->shape().limit);
 }
 
-void* pool::try_allocate(std::size_t bytes, std::size_t alignment) noexcept {
-  if (state_ == nullptr) return nullptr;
-  if (void* const block = state_->allocate_hot(bytes, alignment)) [[likely]]
-    return block;
-  if (!state_->aligns(alignment)) return nullptr;
+[[gnu::noinline]] void* pool::try_allocate_cold(std::size_t bytes, std::size_t alignment) noexcept {
+  if (state_ == nullptr || !state_->aligns(alignment)) return nullptr;
   try {
     return state_->allocate_slow(bytes, alignment);
   } catch (...) {  // the out-of-memory handler's
@@ -51,11 +69,9 @@ void* pool::try_allocate(std::size_t bytes, std::size_t alignment) noexcept {
   }
 }
 
-void pool::deallocate(void* pointer, std::size_t bytes) noexcept {
-  if (state_ == nullptr) return on_bad_free::print({.code = error::pool_gone, .pointer = pointer, .bytes = bytes});
-  if (state_->deallocate_hot(pointer, bytes)) [[likely]]
-    return;
-  state_->deallocate_or_report(pointer, bytes);
+[[gnu::noinline]] void pool::deallocate_cold(void* pointer, std::size_t bytes) noexcept {
+  if (state_ != nullptr) return state_->deallocate_or_report(pointer, bytes);
+  if (pointer != nullptr) on_bad_free::print({.code = error::pool_gone, .pointer = pointer, .bytes = bytes});
 }
 
 void pool::deallocate(void* pointer) noexcept { deallocate(pointer, 0); }
@@ -66,6 +82,7 @@ error pool::try_deallocate(void* pointer, std::size_t bytes, bad_free* report) n
       return error::none;
     return state_->deallocate_slow(pointer, bytes, report);
   }
+  if (pointer == nullptr) return error::none;
   if (report != nullptr) *report = {.code = error::pool_gone, .pointer = pointer, .bytes = bytes};
   return error::pool_gone;
 }

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <utility>
@@ -39,9 +40,35 @@ struct live_block {
   unsigned sixteenths = whole;
 };
 
+/// Has something happen whenever the pool asks for memory: what other threads may do meanwhile.
+class interrupted_source final : public memory_source {
+ public:
+  interrupted_source(std::unique_ptr<memory_source> inner, std::function<void()>& interruption)
+      : inner_(std::move(inner)), interruption_(interruption) {}
+
+  [[nodiscard]] std::size_t granularity() const noexcept override { return inner_->granularity(); }
+  [[nodiscard]] bool is_virtual() const noexcept override { return true; }
+  [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
+    return inner_->reserve(bytes, alignment);
+  }
+  void release(void* address, std::size_t bytes) noexcept override { inner_->release(address, bytes); }
+  [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
+    if (const auto interruption = std::exchange(interruption_, nullptr)) interruption();
+    return inner_->commit(address, bytes);
+  }
+  [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
+    return inner_->decommit(address, bytes);
+  }
+
+ private:
+  std::unique_ptr<memory_source> inner_;
+  std::function<void()>& interruption_;
+};
+
 /// A store whose source is only paper, or one flat range of it.
 struct watched_store {
-  explicit watched_store(const geometry& shape) : store(shape, make_paper_source(kib, paper, log)) {
+  explicit watched_store(const geometry& shape)
+      : store(shape, std::make_unique<interrupted_source>(make_paper_source(kib, paper, log), during_commit)) {
     REQUIRE(store.open());
   }
 
@@ -53,6 +80,7 @@ struct watched_store {
 
   std::shared_ptr<source_log> log = std::make_shared<source_log>();
   std::shared_ptr<paper_map> paper = std::make_shared<paper_map>();
+  std::function<void()> during_commit;  ///< happens once, before the source is asked to commit
   block_store store;
 };
 
@@ -77,14 +105,13 @@ class store_audit {
   /// Committed bytes that no block smaller than a chunk and no live block holds: what a trim could release.
   [[nodiscard]] std::size_t idle() const {
     std::size_t bytes = 0;
-    for (const auto& [n, word] : blocks_) {
-      if (word.state() != block_state::free) continue;
-      if (!store().shape().in_tree(n.order)) {
-        bytes += store().length(n, whole);
-      } else if (n.order >= store().shape().chunk_order) {
-        bytes += store().memory().chunks().count(n) * store().shape().chunk_bytes();
-      }
-    }
+    for (const auto& [n, word] : blocks_) bytes += idle(n, word);
+    return bytes;
+  }
+  /// Of these, the most that one block holds: what a trim releases at once.
+  [[nodiscard]] std::size_t largest_idle() const {
+    std::size_t bytes = 0;
+    for (const auto& [n, word] : blocks_) bytes = std::max(bytes, idle(n, word));
     return bytes;
   }
 
@@ -92,6 +119,13 @@ class store_audit {
   [[nodiscard]] const block_store& store() const { return watched_.store; }
   [[nodiscard]] std::uint64_t length(node n, block_word word) const {
     return store().length(n, word.sixteenths() == 0 ? whole : word.sixteenths());
+  }
+
+  [[nodiscard]] std::size_t idle(node n, block_word word) const {
+    const geometry& shape = store().shape();
+    if (word.state() != block_state::free || n.order < shape.chunk_order) return 0;
+    if (!shape.in_tree(n.order)) return store().length(n, whole);
+    return store().memory().chunks().count(n) * shape.chunk_bytes();
   }
 
   void expect_in_order(node n, block_word word) {
@@ -275,9 +309,10 @@ void check_empty(watched_store& watched, findings& found) {
 /// Has the source refuse a few of the calls to come, or none.
 void refuse_some(source_log& log, random_engine& random) {
   log.refuse_none();
-  const auto kind = uniform(random, 0, 1) == 0 ? source_log::call::commit : source_log::call::decommit;
-  const std::size_t first = uniform(random, 1, 10);
-  if (uniform(random, 0, 1) == 0) log.refuse(kind, first, first + uniform(random, 0, 3));
+  for (const auto kind : {source_log::call::commit, source_log::call::decommit}) {
+    const std::size_t first = uniform(random, 1, 10);
+    if (uniform(random, 0, 1) == 0) log.refuse(kind, first, first + uniform(random, 0, 3));
+  }
 }
 
 /// Rounds of random steps, audited after each; now and then everything is given back.
@@ -348,6 +383,33 @@ TEST_CASE("small blocks fill each chunk before the next is committed") {
   }
 }
 
+TEST_CASE("nobody gets a part of a chunk before it is committed") {
+  watched_store watched(small_granules());
+  std::vector<live_block> taken;
+  const auto take_small = [&] {
+    refusal why = refusal::none;
+    const auto n = watched.store.take_one(shape_of(3), 3, ceiling::hard, why);
+    if (!n) return;
+    taken.push_back({*n, shape_of(3).sixteenths});
+    watched.mark_live(taken.back());
+  };
+  findings found;
+  for (const bool refused : {false, true}) {
+    CAPTURE(refused);
+    watched.during_commit = [&] {
+      take_small();  // meanwhile, and with success
+      if (refused) watched.log->refuse(source_log::call::commit, 1);
+    };
+    take_small();
+    CHECK(taken.size() == (refused ? 1 : 2));
+    (void)store_audit(watched, found);
+    for (; !taken.empty(); taken.pop_back()) watched.store.give(taken.back().n, taken.back().sixteenths);
+    (void)store_audit(watched, found);
+    CHECK(watched.store.trim(SIZE_MAX) != 0);
+  }
+  check_empty(watched, found);
+}
+
 TEST_CASE("a trim releases what is idle, and no more than it must") {
   random_engine random = make_random(7);
   findings found;
@@ -357,10 +419,13 @@ TEST_CASE("a trim releases what is idle, and no more than it must") {
     std::vector<live_block> blocks = take_all(watched, uniform(random, 1, 700), why);
     std::shuffle(blocks.begin(), blocks.end(), random);
     for (std::size_t i = 0; i < blocks.size() / 2; ++i) watched.store.give(blocks[i].n, blocks[i].sixteenths);
-    const std::size_t idle = store_audit(watched, found).idle();
+    const store_audit before(watched, found);
+    const std::size_t idle = before.idle();
+    const std::size_t largest = before.largest_idle();
     const std::size_t committed = watched.store.memory().committed();
     const std::size_t part = watched.store.trim(idle / 2);
     CHECK(part >= idle / 2);
+    CHECK(part <= idle / 2 + largest);
     CHECK(committed - watched.store.memory().committed() == part);
     CHECK(store_audit(watched, found).idle() == idle - part);
     CHECK(watched.store.trim(SIZE_MAX) == idle - part);

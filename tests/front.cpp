@@ -60,7 +60,7 @@ TEST_CASE("a stay is seen while it lasts, and counted") {
   const front::activity before = f->watch();
   {
     const front::stay inside(*f);
-    CHECK(inside);
+    CHECK(static_cast<bool>(inside));
     CHECK_FALSE(f->outside());
     CHECK_FALSE(f->watch().idle());
   }
@@ -73,10 +73,10 @@ TEST_CASE("a revoked front lets nobody in until it is restored") {
   asymmetric_barrier::prepare();
   const auto f = std::make_unique<front>();
   f->revoke();
-  for (int attempt = 0; attempt < 3; ++attempt) CHECK_FALSE(front::stay(*f));
+  for (int attempt = 0; attempt < 3; ++attempt) CHECK_FALSE(static_cast<bool>(front::stay(*f)));
   CHECK(f->outside());
   f->restore();
-  CHECK(front::stay(*f));
+  CHECK(static_cast<bool>(front::stay(*f)));
 }
 
 TEST_CASE("work past the front is seen while it lasts") {

@@ -268,15 +268,16 @@ class permits {
 
 /// Threads fill the pool to the last block, again and again, and no request may be refused that has a permit. A block
 /// takes up `bytes`, because it is that long or aligned to that.
-void never_refused(backing kind, std::size_t threads, std::size_t bytes, bool aligned, std::size_t steps) {
+void never_refused(backing kind, std::size_t capacity, std::size_t threads, std::size_t bytes, bool aligned,
+                   std::size_t steps) {
   findings found;
-  watched_pool watched(kind, options{.capacity = mib}, found);
-  permits permitted(mib / bytes);
+  watched_pool watched(kind, options{.capacity = capacity}, found);
+  permits permitted(capacity / bytes);
   run_threads(threads, [&](std::size_t index) {
     random_engine random = make_random(index);
     std::vector<owned_block> held;
     for (std::size_t step = 0; step < steps; ++step) {
-      const std::size_t burst = uniform(random, 1, 2 * mib / bytes / threads + 1);
+      const std::size_t burst = uniform(random, 1, 2 * capacity / bytes / threads + 1);
       while (held.size() < burst && permitted.take()) {
         const owned_block block =
             watched.allocate(aligned ? 1 : bytes, aligned ? bytes : 1, static_cast<std::uint32_t>(index + 1));
@@ -414,7 +415,7 @@ TEST_CASE("a list that many threads fight for forgets nothing") {
     for (const std::size_t threads : {2U, 4U, 16U}) {
       CAPTURE(static_cast<int>(kind));
       CAPTURE(threads);
-      fight_for_list(kind, threads, scaled(400000) / threads);
+      fight_for_list(kind, threads, scaled(800000) / threads);
     }
   }
 }
@@ -426,7 +427,7 @@ TEST_CASE("a request is never refused while frees that have ended left memory fo
         CAPTURE(static_cast<int>(kind));
         CAPTURE(threads);
         CAPTURE(bytes);
-        never_refused(kind, threads, bytes, false, scaled(bytes < kib ? 30 : 300));
+        never_refused(kind, mib, threads, bytes, false, scaled(bytes < kib ? 30 : 300));
       }
     }
   }
@@ -439,7 +440,20 @@ TEST_CASE("nor when blocks are aligned, and come and go past all caches") {
         CAPTURE(static_cast<int>(kind));
         CAPTURE(threads);
         CAPTURE(bytes);
-        never_refused(kind, threads, bytes, true, scaled(bytes < kib ? 30 : 300));
+        never_refused(kind, mib, threads, bytes, true, scaled(bytes < kib ? 30 : 300));
+      }
+    }
+  }
+}
+
+TEST_CASE("nor when the pool has two blocks, and one is being merged with the other") {
+  for (const backing kind : every_backing) {
+    for (const std::size_t threads : {2U, 4U}) {
+      for (const bool aligned : {false, true}) {
+        CAPTURE(static_cast<int>(kind));
+        CAPTURE(threads);
+        CAPTURE(aligned);
+        never_refused(kind, 64 * kib, threads, 32 * kib, aligned, scaled(100000));
       }
     }
   }

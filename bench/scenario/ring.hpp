@@ -5,8 +5,8 @@
 /// that shares a line at every step (boost::lockfree::spsc_queue does) would cost more than the allocators that are
 /// compared through it.
 ///
-/// Ordering: A, push (c) -> pop (e): the slot and all that the producer did before. B, pop (f) -> push (b): the consumer
-/// has read the slot. Each position has one writer, who may read it relaxed.
+/// Ordering: A, push (c) -> pop (e): the slot and all that the producer did before. B, pop (f) -> push (b): the
+/// consumer has read the slot. Each position has one writer, who may read it relaxed.
 #pragma once
 
 #include <array>

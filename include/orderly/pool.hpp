@@ -96,6 +96,9 @@ class ORDERLY_API pool {
   [[nodiscard]] std::size_t rounded(std::size_t bytes) const noexcept;
 
  private:
+  [[nodiscard]] void* allocate_cold(std::size_t bytes, std::size_t alignment);
+  [[nodiscard]] void* try_allocate_cold(std::size_t bytes, std::size_t alignment) noexcept;
+  void deallocate_cold(void* pointer, std::size_t bytes) noexcept;
   void visit_blocks(void (*visit)(void*, const block_info&), void* context) const;
 
   class state;

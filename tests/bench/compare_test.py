@@ -119,8 +119,8 @@ class CommandLine(unittest.TestCase):
             self.assertIn('3 met, 10 missed, 16 not measured', done.stdout)
             document = json.loads(file.read_text(encoding='utf-8'))
         self.assertEqual(len(document['targets']), 29)
-        own = [entry for entry in document['throughput']
-               if (entry['workload'], entry['allocator'], entry['threads'], entry['variant']) == ('pair', 'orderly', 2, '')]
+        wanted = {'workload': 'pair', 'allocator': 'orderly', 'threads': 2, 'variant': ''}
+        own = [entry for entry in document['throughput'] if wanted.items() <= entry.items()]
         self.assertEqual(own[0]['median_pairs_per_second'], 1.9e8)
 
     def test_distorted_figures_are_marked(self):

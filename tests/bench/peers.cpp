@@ -1,4 +1,4 @@
-// The allocators that the benchmarks compare: each that has an arena must be a correct one, or ratios to it mean nothing.
+// The allocators that the benchmarks compare. Each that has an arena must be correct, or ratios to it mean nothing.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -161,7 +161,7 @@ TEST_CASE("no block has two owners among threads") {
       std::mt19937_64 random(thread);
       std::vector<live_block> live;
       const auto mark = static_cast<std::byte>(thread + 1);
-      for (int step = 0; step < 5'000; ++step) {
+      for (int step = 0; step < 40'000; ++step) {
         const std::size_t bytes = random_size(random) % (64 * kib) + 1;
         auto* const block = static_cast<std::byte*>(peer->allocate(bytes));
         if (block != nullptr) {
