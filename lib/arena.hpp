@@ -53,6 +53,9 @@ class arena {
   /// least a chunk. On refusal nothing has changed.
   [[nodiscard]] refusal commit(node n, std::uint64_t granules, ceiling up_to) noexcept;
 
+  /// Sets an owned chunk aside for small blocks, or not.
+  void set_small(node chunk, bool small) noexcept { chunks_.set_small(chunk, small); }
+
   /// Decommits every committed chunk of an owned node of at least a chunk. Returns the bytes; 0 also if the source
   /// refused.
   std::size_t decommit(node n) noexcept;

@@ -33,11 +33,7 @@ std::size_t block_store::take(block_shape block, std::span<std::uint32_t> out, c
   why = refusal::none;
   while (count < out.size()) {
     auto n = tree_.claim(block.order);
-    if (!n) {
-      why = refusal::no_node;
-      break;
-    }
-    if (n->order >= chunk_order) {
+    if (n && n->order >= chunk_order) {
       // A chunk is committed before anything smaller than it exists; see chunk_table.
       const bool large = block.order >= chunk_order;
       *n = tree_.split(*n, large ? block.order : chunk_order);
@@ -45,11 +41,18 @@ std::size_t block_store::take(block_shape block, std::span<std::uint32_t> out, c
                            up_to);
       if (why != refusal::none) {
         tree_.give(*n, whole);
-        break;
+        n.reset();
+      } else if (!large) {
+        memory_.set_small(*n, block.order < shape().small_order);
       }
+    } else if (!n) {
+      why = refusal::no_node;
     }
+    if (!n) n = tree_.claim_among_others(block.order);
+    if (!n) break;
     count += take_from(*n, block, out.subspan(count));
   }
+  if (count != 0) why = refusal::none;
   return count;
 }
 

@@ -16,16 +16,14 @@ bool buddy::open(const geometry& shape, const chunk_table& chunks) noexcept {
   std::uint64_t links = 0;
   for (unsigned order = 0; order <= shape.root_order; ++order) {
     words += nodes(order);
-    links += nodes(order) * (order < shape.chunk_order ? 1 : kinds);
+    links += nodes(order) * kinds;
   }
   if (!word_table_.reserve(words) || !link_table_.reserve(links)) return false;
   atomic<std::uint64_t>* word = word_table_.data();
   atomic<link_code>* link = link_table_.data();
   for (unsigned order = 0; order <= shape.root_order; ++order) {
     words_[order] = std::exchange(word, word + nodes(order));
-    for (const backing kind : {backing::full, backing::partial, backing::bare})
-      if (kind == backing::full || order >= shape.chunk_order)
-        free_nodes(order, kind).links = std::exchange(link, link + nodes(order));
+    for (hints& of : free_[order]) of.links = std::exchange(link, link + nodes(order));
   }
   if (shape.flat) {
     next_root_.store(1, relaxed);  // no other thread yet
@@ -59,7 +57,9 @@ void buddy::publish(node n) noexcept {
 
 void buddy::hint(node n) noexcept {
   // If the node is not ours any more, the kind may be wrong: a hint out of date, no worse than others.
-  hints& of = free_nodes(n.order, chunks_->look(n));
+  backing kind = chunks_->look(n);
+  if (n.order < shape_.chunk_order && chunks_->is_small(n)) kind = backing::partial;  // the list of small blocks' nodes
+  hints& of = free_nodes(n.order, kind);
   link_code expected = unlinked;
   // H: the second step of the giver. Winning the link makes this thread the only one to push the node.
   if (of.links[n.index].compare_exchange_strong(expected, last, seq_cst, seq_cst)) of.list.push(of.links, n.index);
@@ -76,20 +76,23 @@ std::optional<node> buddy::claim(unsigned order, backing kind) noexcept {
   return std::nullopt;
 }
 
-/// The tables of new roots are touched in growing steps, as far as blocks of 1/256 of a root go: they are small, and a page
-/// fault here and there would be most of the tail of allocate's times. What only smaller blocks need is left to them.
+/// The tables of new roots are touched in growing steps, down to the smallest blocks that are not small: a page
+/// fault here and there would be most of the tail of allocate's times. What small blocks need is left to them.
 void buddy::touch_tables_ahead(std::uint32_t root) noexcept {
   std::uint32_t seen = touched_roots_.load(relaxed);  // a bound of what was asked for; nothing depends on it
   const std::uint32_t count = std::clamp(root / 4, least_roots_ahead, most_roots_ahead);
   if (root < seen || !touched_roots_.compare_exchange_strong(seen, root + count, relaxed, relaxed)) return;
-  const unsigned least = shape_.root_order > 8 ? shape_.root_order - 8 : 0;
   const auto touch = [&](auto* table, unsigned order) {
     const unsigned shift = shape_.root_order - order;
-    if (table != nullptr) touch_ahead(table + (std::size_t{root} << shift), (sizeof *table * count) << shift);
+    touch_ahead(table + (std::size_t{root} << shift), (sizeof *table * count) << shift);
   };
+  const unsigned least = shape_.root_order > 8 ? shape_.root_order - 8 : 0;
   for (unsigned order = least; order <= shape_.root_order; ++order) {
     touch(words_[order], order);
-    for (const hints& of : free_[order]) touch(of.links, order);
+    touch(free_nodes(order, backing::full).links, order);
+    if (order < shape_.chunk_order) continue;
+    touch(free_nodes(order, backing::partial).links, order);
+    touch(free_nodes(order, backing::bare).links, order);
   }
 }
 
@@ -108,18 +111,29 @@ std::optional<node> buddy::untouched_root() noexcept {
   return std::nullopt;
 }
 
+std::optional<node> buddy::claim_below_chunk(unsigned order, bool small) noexcept {
+  for (unsigned k = order; k < shape_.chunk_order && k <= shape_.root_order; ++k)
+    if (const auto n = claim(k, small ? backing::partial : backing::full)) return n;
+  return std::nullopt;
+}
+
+std::optional<node> buddy::claim_among_others(unsigned order) noexcept {
+  if (shape_.flat) return std::nullopt;
+  return claim_below_chunk(order, order >= shape_.small_order);
+}
+
 std::optional<node> buddy::claim(unsigned order) noexcept {
-  const bool small = order < shape_.chunk_order;
-  for (unsigned k = order; k <= shape_.root_order; ++k) {
+  if (const auto n = claim_below_chunk(order, !shape_.flat && order < shape_.small_order)) return n;
+  const unsigned least = std::max(order, shape_.chunk_order);
+  // For less than a chunk the smallest node that has a committed chunk, for more one that has all committed.
+  for (unsigned k = least; k <= shape_.root_order; ++k) {
     if (const auto n = claim(k, backing::full)) return n;
-    if (!small || k <= shape_.chunk_order) continue;  // of a single chunk, none is partial
+    if (order >= shape_.chunk_order) continue;
     if (const auto n = claim(k, backing::partial)) return n;
   }
-  const unsigned least = std::max(order, shape_.chunk_order);
-  for (unsigned k = least; !small && k <= shape_.root_order; ++k)
-    if (const auto n = claim(k, backing::partial)) return n;
-  for (unsigned k = least; k <= shape_.root_order; ++k)
-    if (const auto n = claim(k, backing::bare)) return n;
+  for (const backing kind : {backing::partial, backing::bare})
+    for (unsigned k = least; k <= shape_.root_order; ++k)
+      if (const auto n = claim(k, kind)) return n;
   return untouched_root();
 }
 

@@ -39,10 +39,16 @@ class buddy {
   /// False: the system refused the tables. Flat ranges start as free blocks, others as untouched roots.
   [[nodiscard]] bool open(const geometry& shape, const chunk_table& chunks) noexcept;
 
-  /// Owns a free node of at least `order`. Less than a chunk comes from the smallest node that has committed memory, so
-  /// that used chunks fill up; a chunk or more first from nodes that are committed whole, so that nothing need be
-  /// committed. Then bare nodes, then an untouched root.
+  /// Owns a free node of at least `order`.
+  ///   Small blocks and other blocks below a chunk come from chunks of their own, from the smallest node that will do, and
+  ///   only then from a whole chunk: small blocks need by far the most table entries, and keeping together they touch few
+  ///   pages of the tables.
+  ///   A chunk or more comes first from nodes that are committed whole, so that nothing need be committed, then from nodes
+  ///   committed in part, then from bare ones, then from an untouched root.
   [[nodiscard]] std::optional<node> claim(unsigned order) noexcept;
+
+  /// For a block below a chunk when no chunk is to be had: one that lies among blocks of the other sort.
+  [[nodiscard]] std::optional<node> claim_among_others(unsigned order) noexcept;
 
   /// The same, for a node of exactly `order` that is listed with that backing. For trimming.
   [[nodiscard]] std::optional<node> claim(unsigned order, backing kind) noexcept;
@@ -68,7 +74,8 @@ class buddy {
   [[nodiscard]] std::uint64_t used_granules() const noexcept;
 
  private:
-  /// The free nodes of one order and one kind of backing. Each kind has links of its own: a node that was merged while
+  /// The free nodes of one order and one kind of backing. Below a chunk, where all is committed, `partial` stands for the
+  /// nodes in chunks set aside for small blocks. Each kind has links of its own: a node that was merged while
   /// it was bare leaves a hint out of date among the bare ones, and must yet find its way to the full ones when it is
   /// free again.
   struct hints {
@@ -82,6 +89,7 @@ class buddy {
     return free_[order][static_cast<std::size_t>(kind)];
   }
 
+  [[nodiscard]] std::optional<node> claim_below_chunk(unsigned order, bool small) noexcept;
   void give_whole(node n) noexcept;
   void publish(node n) noexcept;
   void hint(node n) noexcept;

@@ -29,10 +29,11 @@ class chunk_table {
     flat_ = shape.flat;
     root_order_ = shape.root_order;
     chunk_order_ = shape.chunk_order;
-    return flat_ || masks_.reserve(shape.tree_granules >> root_order_);
+    const std::uint64_t roots = shape.tree_granules >> root_order_;
+    return flat_ || (masks_.reserve(roots) && small_masks_.reserve(roots));
   }
 
-  /// The bits of the first `granules` of a node, rounded up to chunks, in its root's mask. Pre: at least a chunk.
+  /// The bits of the chunks that the first `granules` of a node touch, in its root's mask.
   [[nodiscard]] chunk_mask bits(node n, std::uint64_t granules) const noexcept {
     const auto count = static_cast<unsigned>((granules + (std::uint64_t{1} << chunk_order_) - 1) >> chunk_order_);
     const chunk_mask run = count == 64 ? ~chunk_mask{0} : (chunk_mask{1} << count) - 1;
@@ -55,6 +56,22 @@ class chunk_table {
     return present == 1U << (n.order - chunk_order_) ? backing::full : backing::partial;
   }
 
+  /// True if the chunk that a node smaller than a chunk lies in is set aside for small blocks; see buddy::claim.
+  [[nodiscard]] bool is_small(node n) const noexcept {
+    if (flat_) return false;
+    return (small_masks_[n.granule() >> root_order_].load(relaxed) & bits(n, 1)) != 0;
+  }
+  /// Pre: the caller owns the chunk whole.
+  void set_small(node chunk, bool small) noexcept {
+    atomic<chunk_mask>& mask = small_masks_[chunk.granule() >> root_order_];
+    const chunk_mask bit = bits(chunk, 1);
+    if (((mask.load(relaxed) & bit) != 0) == small) return;
+    if (small)
+      mask.fetch_or(bit, relaxed);
+    else
+      mask.fetch_and(~bit, relaxed);
+  }
+
   void set(node n, chunk_mask bits) noexcept { mask(n).fetch_or(bits, relaxed); }
   void clear(node n, chunk_mask bits) noexcept { mask(n).fetch_and(~bits, relaxed); }
 
@@ -64,7 +81,8 @@ class chunk_table {
   bool flat_ = false;
   unsigned root_order_ = 0;
   unsigned chunk_order_ = 0;
-  reserved_array<atomic<chunk_mask>> masks_;
+  reserved_array<atomic<chunk_mask>> masks_;        ///< committed
+  reserved_array<atomic<chunk_mask>> small_masks_;  ///< set aside for small blocks; written like the other
 };
 
 }  // namespace orderly::detail

@@ -31,6 +31,7 @@ geometry virtual_geometry(std::size_t granule, std::size_t chunk, std::uint64_t 
   const unsigned most = g.chunk_order + most_chunks_per_root_log2;
   const unsigned wanted = root_bytes_log2 > g.granule_shift ? root_bytes_log2 - g.granule_shift : 0;
   g.root_order = std::clamp(wanted, least, most);
+  g.small_order = g.chunk_order;
   g.capacity = (capacity + chunk - 1) / chunk * chunk;
   g.limit = std::min(limit == 0 ? g.capacity : limit / chunk * chunk, g.capacity);
 
