@@ -76,24 +76,24 @@ std::optional<node> buddy::claim(unsigned order, backing kind) noexcept {
   return std::nullopt;
 }
 
-/// The tables of new roots are touched in growing steps, down to the smallest blocks that are not small: a page
-/// fault here and there would be most of the tail of allocate's times. What small blocks need is left to them.
+void buddy::touch_tables(unsigned order, backing kind, std::uint32_t root, std::uint32_t count) noexcept {
+  const unsigned shift = shape_.root_order - order;
+  const std::size_t first = std::size_t{root} << shift;
+  const std::size_t nodes = std::size_t{count} << shift;
+  if (kind != backing::bare) touch_ahead(words_[order] + first, nodes * sizeof(words_[order][0]));
+  touch_ahead(free_nodes(order, kind).links + first, nodes * sizeof(link_code));
+}
+
+/// The tables of new roots are touched in growing steps, down to the smallest pieces of blocks of a chunk: a page fault
+/// here and there would be most of the tail of allocate's times.
 void buddy::touch_tables_ahead(std::uint32_t root) noexcept {
   std::uint32_t seen = touched_roots_.load(relaxed);  // a bound of what was asked for; nothing depends on it
   const std::uint32_t count = std::clamp(root / 4, least_roots_ahead, most_roots_ahead);
   if (root < seen || !touched_roots_.compare_exchange_strong(seen, root + count, relaxed, relaxed)) return;
-  const auto touch = [&](auto* table, unsigned order) {
-    const unsigned shift = shape_.root_order - order;
-    touch_ahead(table + (std::size_t{root} << shift), (sizeof *table * count) << shift);
-  };
   const unsigned least = shape_.root_order > 8 ? shape_.root_order - 8 : 0;
-  for (unsigned order = least; order <= shape_.root_order; ++order) {
-    touch(words_[order], order);
-    touch(free_nodes(order, backing::full).links, order);
-    if (order < shape_.chunk_order) continue;
-    touch(free_nodes(order, backing::partial).links, order);
-    touch(free_nodes(order, backing::bare).links, order);
-  }
+  for (unsigned order = least; order <= shape_.root_order; ++order)
+    for (const backing kind : {backing::full, backing::partial, backing::bare})
+      if (kind != backing::bare || order >= shape_.chunk_order) touch_tables(order, kind, root, count);
 }
 
 std::optional<node> buddy::untouched_root() noexcept {

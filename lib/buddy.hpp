@@ -97,6 +97,7 @@ class buddy {
   [[nodiscard]] block_word look_seq_cst(node n) const noexcept { return block_word(word(n).load(seq_cst)); }  // M
   [[nodiscard]] std::optional<node> untouched_root() noexcept;
   void touch_tables_ahead(std::uint32_t root) noexcept;
+  void touch_tables(unsigned order, backing kind, std::uint32_t root, std::uint32_t count) noexcept;
 
   geometry shape_;
   const chunk_table* chunks_ = nullptr;

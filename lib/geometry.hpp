@@ -32,7 +32,7 @@ struct geometry {
   bool flat = false;
   unsigned granule_shift = 0;
   unsigned chunk_order = 0;  ///< flat: above every order of the tree, since nothing is committed piecewise
-  unsigned small_order = 0;  ///< blocks below it are small: 1/256 of a root. They keep together; see buddy::claim
+  unsigned small_order = 0;  ///< blocks below it keep together in chunks of their own; see buddy::claim
   unsigned root_order = 0;   ///< the largest order that is split and merged
   unsigned top_order = 0;    ///< the largest order that can be requested
   std::uint64_t capacity = 0;       ///< bytes
