@@ -55,11 +55,15 @@ refusal arena::charge(std::size_t bytes, ceiling up_to) noexcept {
     if (now + bytes > shape_.limit) return refusal::hard_limit;
     if (now + bytes > soft) return refusal::soft_limit;
   } while (!committed_.compare_exchange_weak(now, now + bytes, relaxed, relaxed));  // a sum; nothing is published
-  const std::size_t reached = now + bytes;
+  return refusal::none;
+}
+
+/// After a commit that the source granted.
+void arena::note_peak() noexcept {
+  const std::size_t reached = committed_.load(relaxed);  // figures
   std::size_t peak = peak_committed_.load(relaxed);
   while (peak < reached && !peak_committed_.compare_exchange_weak(peak, reached, relaxed, relaxed)) {
   }
-  return refusal::none;
 }
 
 refusal arena::commit(node n, std::uint64_t granules, ceiling up_to) noexcept {
@@ -77,14 +81,17 @@ refusal arena::commit(node n, std::uint64_t granules, ceiling up_to) noexcept {
   });
   if (done == missing) {
     chunks_.set(n, missing);
+    note_peak();
     return refusal::none;
   }
   // Half done: undo it. What cannot be undone stays committed and accounted for, and serves the next taker.
+  refund(static_cast<std::size_t>(std::popcount(missing & ~done)) * shape_.chunk_bytes());
+  if (done != 0) note_peak();
   const chunk_mask undone = each_run(done, [&](unsigned first, unsigned count) {
     return source_->decommit(range(first), count * shape_.chunk_bytes());
   });
   chunks_.set(n, done & ~undone);
-  refund(static_cast<std::size_t>(std::popcount(missing & ~(done & ~undone))) * shape_.chunk_bytes());
+  refund(static_cast<std::size_t>(std::popcount(undone)) * shape_.chunk_bytes());
   return refusal::source;
 }
 
@@ -105,8 +112,10 @@ refusal arena::commit(node n, std::uint64_t from, std::uint64_t to, ceiling up_t
   if (from >= to) return refusal::none;
   const std::size_t bytes = (to - from) * shape_.chunk_bytes();
   if (const refusal refused = charge(bytes, up_to); refused != refusal::none) return refused;
-  if (source_->commit(base_ + shape_.bytes(shape_.granule(n)) + from * shape_.chunk_bytes(), bytes))
+  if (source_->commit(base_ + shape_.bytes(shape_.granule(n)) + from * shape_.chunk_bytes(), bytes)) {
+    note_peak();
     return refusal::none;
+  }
   refund(bytes);
   return refusal::source;
 }

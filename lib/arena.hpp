@@ -71,6 +71,7 @@ class arena {
 
  private:
   [[nodiscard]] refusal charge(std::size_t bytes, ceiling up_to) noexcept;
+  void note_peak() noexcept;
   void refund(std::size_t bytes) noexcept { committed_.fetch_sub(bytes, relaxed); }  // a sum; nothing is published
 
   std::unique_ptr<memory_source> source_;

@@ -47,7 +47,7 @@ std::uint64_t buddy::used_granules() const noexcept {
 
 bool buddy::claim_word(node n) noexcept {
   std::uint64_t expected = block_word::free().bits();
-  // W: acquires what the last owner published. seq_cst for H: ordered after the link's release in pop().
+  // W: acquires what the last owner published. seq_cst for H: ordered after the link's release in claim(order, kind).
   return word(n).compare_exchange_strong(expected, block_word::owned().bits(), seq_cst, seq_cst);
 }
 
@@ -91,17 +91,19 @@ void buddy::touch_tables_ahead(std::uint32_t root) noexcept {
   const std::uint32_t count = std::clamp(root / 4, least_roots_ahead, most_roots_ahead);
   if (root < seen || !touched_roots_.compare_exchange_strong(seen, root + count, relaxed, relaxed)) return;
   const unsigned least = shape_.root_order > 8 ? shape_.root_order - 8 : 0;
+  const auto roots = static_cast<std::uint32_t>(shape_.tree_granules >> shape_.root_order);
+  const std::uint32_t present = std::min(count, roots - root);
   for (unsigned order = least; order <= shape_.root_order; ++order)
     for (const backing kind : {backing::full, backing::partial, backing::bare})
-      if (kind != backing::bare || order >= shape_.chunk_order) touch_tables(order, kind, root, count);
+      if (kind != backing::bare || order >= shape_.chunk_order) touch_tables(order, kind, root, present);
 }
 
 std::optional<node> buddy::untouched_root() noexcept {
   if (shape_.flat) return std::nullopt;
   const auto roots = static_cast<std::uint32_t>(shape_.tree_granules >> shape_.root_order);
-  std::uint32_t next = next_root_.load(relaxed);  // only the count is exchanged; the root's records are still zero
+  std::uint32_t next = next_root_.load(seq_cst);  // seq_cst for press(): who finds none left sees who took the last busy
   while (next < roots) {
-    if (next_root_.compare_exchange_weak(next, next + 1, relaxed, relaxed)) {
+    if (next_root_.compare_exchange_weak(next, next + 1, seq_cst, seq_cst)) {  // the root's records are still zero
       const node n{next, static_cast<std::uint8_t>(shape_.root_order)};
       touch_tables_ahead(next);
       word(n).store(block_word::owned().bits(), relaxed);  // B1: the counter gave it to this thread alone
@@ -203,12 +205,12 @@ void buddy::give_whole(node n) noexcept {
   while (n.order < shape_.root_order) {
     if (!claim_word(n.buddy())) {
       publish(n);
-      // M: the second step. A buddy that is not free now will be published after this look, and its giver sees us.
+      // M: the second step. A buddy that is not free now can become free only by a later publish, whose giver sees us.
       if (look_seq_cst(n.buddy()) != block_word::free()) return hint(n);
       const node lower{n.index & ~1U, n.order};
       if (!claim_word(lower)) return hint(n);
-      // Both halves looked free and the lower one is ours: claim the upper, or publish again and look again.
-      if (n != lower) hint(n);
+      // Both halves looked free and the lower one is ours: claim the upper, or publish again and look again. If the upper
+      // is gone by then, whoever has it gives it back with a hint of its own.
       n = lower;
       continue;
     }

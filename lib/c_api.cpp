@@ -39,6 +39,14 @@ int fail(orderly::error code, const char* text) noexcept {
 
 int fail(orderly::error code) noexcept { return fail(code, orderly::to_string(code)); }
 
+int fail(const orderly::bad_free& report) noexcept {
+  try {
+    return fail(report.code, report.message().c_str());
+  } catch (const std::exception&) {  // no memory for the text
+    return fail(report.code);
+  }
+}
+
 /// The pool behind a handle, or null. The pool stays while no one destroys it, which is the caller's duty.
 orderly::pool* find(const orderly_pool* handle) noexcept {
   const auto number = reinterpret_cast<std::uint64_t>(handle);
@@ -108,22 +116,22 @@ void* orderly_allocate_aligned(orderly_pool* pool, size_t bytes, size_t alignmen
     return nullptr;
   }
   void* const block = found->try_allocate(bytes, alignment);
-  if (block == nullptr) fail(orderly::error::out_of_memory);
+  if (block == nullptr) {
+    std::snprintf(last_error.data(), last_error.size(), "orderly: no block of %zu bytes aligned to %zu: %s", bytes,
+                  alignment, orderly::to_string(orderly::error::out_of_memory));
+  }
   return block;
 }
 
 int orderly_deallocate(orderly_pool* pool, void* pointer, size_t bytes) {
   orderly::pool* const found = find(pool);
-  if (found == nullptr) return pointer == nullptr ? ORDERLY_OK : fail(orderly::error::pool_gone);
+  if (pointer == nullptr) return ORDERLY_OK;
+  if (found == nullptr) return fail({.code = orderly::error::pool_gone, .pointer = pointer, .bytes = bytes});
   orderly::bad_free report;
   const orderly::error code = found->try_deallocate(pointer, bytes, &report);
   if (code == orderly::error::none) [[likely]]
     return ORDERLY_OK;
-  try {
-    return fail(code, report.message().c_str());
-  } catch (const std::exception&) {  // no memory for the text
-    return fail(code);
-  }
+  return fail(report);
 }
 
 int orderly_defragment(orderly_pool* pool) {

@@ -8,8 +8,8 @@
 ///                 in the list of empty ones, or held by a thread.
 /// Ordering        The entries are plain: the pusher writes them before the list's push (release), the popper reads them
 ///                 after its pop (acquire); see P in free_list.hpp.
-/// Bounds          A magazine notes how many lie below it, so the height of a list is known from its top. A list as high
-///                 as its class allows refuses: what a depot cannot hold goes to the buddy, and merges.
+/// Bounds          A class counts its magazines, from before a push to after a pop. A class that holds as many as it may
+///                 refuses: what a depot cannot hold goes to the buddy, and merges.
 /// Linearization   As free_list. ABA: as there. Progress: lock-free.
 #pragma once
 
@@ -36,22 +36,29 @@ class depot {
 
   /// Leaves a full magazine. False: the class holds `highest` already, or there is no empty magazine.
   [[nodiscard]] bool push(std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint32_t highest) noexcept {
-    const std::uint32_t below = height(of_class);
-    if (below >= highest) return false;
+    shelf& at = shelves_[of_class];
+    if (at.count.fetch_add(1, relaxed) >= highest) {  // a bound; the list hands over
+      at.count.fetch_sub(1, relaxed);
+      return false;
+    }
     const auto index = empty_magazine();
-    if (!index) return false;
+    if (!index) {
+      at.count.fetch_sub(1, relaxed);
+      return false;
+    }
     magazine& m = magazines_[*index];
-    m.height.store(below + 1, relaxed);  // a bound, not a hand-over: another push in between makes it one too low
     std::copy(blocks.begin(), blocks.end(), m.blocks.begin());
     m.count = static_cast<std::uint32_t>(blocks.size());
-    full_[of_class].push(links_.data(), *index);
+    at.full.push(links_.data(), *index);
     return true;
   }
 
   /// Takes a full magazine. Returns the number of blocks copied to `out`, 0 if there is none.
   [[nodiscard]] std::size_t pop(std::size_t of_class, std::span<std::uint32_t, max_magazine_blocks> out) noexcept {
-    const auto index = full_[of_class].try_pop(links_.data());
+    shelf& at = shelves_[of_class];
+    const auto index = at.full.try_pop(links_.data());
     if (!index) return 0;
+    at.count.fetch_sub(1, relaxed);  // a bound
     const magazine& m = magazines_[*index];
     const std::size_t count = m.count;
     std::copy_n(m.blocks.begin(), count, out.begin());
@@ -90,15 +97,13 @@ class depot {
     return p;
   }
 
-  /// Magazines of a class, at some recent instant.
+  /// Magazines of a class; exact while nobody pushes or pops.
   [[nodiscard]] std::uint32_t height(std::size_t of_class) const noexcept {
-    const auto top = full_[of_class].peek();
-    return top ? magazines_[*top].height.load(relaxed) : 0;  // a bound, not a hand-over
+    return shelves_[of_class].count.load(relaxed);  // a figure
   }
 
  private:
   struct magazine {
-    atomic<std::uint32_t> height;
     std::uint32_t count;
     std::uint32_t of_class;  ///< of a parcel
     std::array<std::uint32_t, max_magazine_blocks> blocks;
@@ -116,7 +121,12 @@ class depot {
 
   reserved_array<magazine> magazines_;
   reserved_array<atomic<link_code>> links_;
-  std::array<free_list, max_classes> full_{};
+  struct shelf {
+    free_list full;
+    atomic<std::uint32_t> count{0};
+  };
+
+  std::array<shelf, max_classes> shelves_{};
   free_list empty_;
   alignas(64) atomic<std::uint32_t> next_{0};
 };

@@ -9,6 +9,8 @@
 ///                 I2  A head changes only by CAS, and each success adds one to the tag.
 /// Ordering        P   push (c), release -> pop (d) or a failed (f), acquire: the link stored by (b).
 ///                     By I2 every later head is in (c)'s release sequence, so reading any later value serves too.
+///                 S   (c), (f), the load that finds the list empty, and peek() are seq_cst, so that a thread that writes
+///                     elsewhere before or after may rely on one order with them (pool::state::adopt and press).
 /// Linearization   push: (c). pop: (f); of an empty list, the load that saw no top.
 /// ABA             (f) must not succeed with a `next` read before the node was popped and pushed again. It compares the
 ///                 tag: 2^32 successful changes of this one head would have to fall into the few instructions between
@@ -64,27 +66,23 @@ class alignas(64) free_list {
     do {
       seen = tagged_head(expected);
       links[index].store(seen.empty() ? last : seen.top(), relaxed);          // (b) ours by I1; published by (c)
-    } while (!head_.compare_exchange_weak(expected, seen.with_top(link_to(index)).bits(), release, relaxed));  // (c) P
+    } while (!head_.compare_exchange_weak(expected, seen.with_top(link_to(index)).bits(), seq_cst, relaxed));  // (c) P
   }
 
   /// Pops the newest node, its link still not `unlinked`; the caller releases it.
   [[nodiscard]] std::optional<std::uint32_t> try_pop(const atomic<link_code>* links) noexcept {
-    std::uint64_t expected = head_.load(acquire);                             // (d) P
+    std::uint64_t expected = head_.load(seq_cst);                             // (d) P, S
     for (;;) {
       const tagged_head seen(expected);
       if (seen.empty()) return std::nullopt;
       const link_code next = links[linked_index(seen.top())].load(relaxed);   // (e) may be out of date; then (f) fails
-      if (head_.compare_exchange_weak(expected, seen.with_top(next).bits(), acquire, acquire))  // (f) P
+      if (head_.compare_exchange_weak(expected, seen.with_top(next).bits(), seq_cst, seq_cst))  // (f) P, S
         return linked_index(seen.top());
     }
   }
 
-  /// Index on top at some recent instant: a look, not a claim.
-  [[nodiscard]] std::optional<std::uint32_t> peek() const noexcept {
-    const tagged_head seen(head_.load(acquire));                              // (d) P
-    if (seen.empty()) return std::nullopt;
-    return linked_index(seen.top());
-  }
+  /// True if something lay there at some recent instant: a look, not a claim.
+  [[nodiscard]] bool peek() const noexcept { return !tagged_head(head_.load(seq_cst)).empty(); }  // with (c): see users
 
  private:
   atomic<std::uint64_t> head_{0};

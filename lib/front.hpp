@@ -97,11 +97,11 @@ class alignas(64) front {
 
   [[nodiscard]] bool try_attach() noexcept {
     bool expected = false;
-    return attached_.compare_exchange_strong(expected, true, acquire, relaxed);  // detach(): the last owner's writes
+    return attached_.compare_exchange_strong(expected, true, seq_cst, seq_cst);  // detach(): the last owner's writes
   }
   void attach() noexcept { attached_.store(true, relaxed); }  // a new front, not yet shown to anybody
-  [[nodiscard]] bool attached() const noexcept { return attached_.load(relaxed); }  // a look, no hand-over
-  void detach() noexcept { attached_.store(false, release); }
+  [[nodiscard]] bool attached() const noexcept { return attached_.load(seq_cst); }  // after a push; see pool::state::adopt
+  void detach() noexcept { attached_.store(false, seq_cst); }  // -> try_attach(); before a look at the inbox
 
   static void add(atomic<std::uint64_t>& counter, std::uint64_t amount) noexcept {
     counter.store(counter.load(relaxed) + amount, relaxed);  // owner only; a figure

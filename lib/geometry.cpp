@@ -41,7 +41,8 @@ geometry virtual_geometry(std::size_t granule, std::size_t chunk, std::uint64_t 
   g.tree_granules = roots << g.root_order;
   g.total_granules = g.tree_granules;
   for (unsigned order = g.root_order + 1; order <= g.top_order; ++order) {
-    g.slots[order] = static_cast<std::uint32_t>(std::max<std::uint64_t>((2 * capacity_granules) >> order, 1));
+    g.slots[order] =
+        static_cast<std::uint32_t>(std::clamp<std::uint64_t>((2 * capacity_granules) >> order, 1, max_linked_nodes));
     g.slot_granule[order] = g.total_granules;
     g.total_granules += std::uint64_t{g.slots[order]} << order;
   }

@@ -24,7 +24,7 @@ pool::pool(std::unique_ptr<memory_source> source, const options& settings)
 pool::pool(pool&& other) noexcept : state_(std::exchange(other.state_, nullptr)) {}
 
 pool& pool::operator=(pool&& other) noexcept {
-  std::swap(state_, other.state_);
+  if (this != &other) delete std::exchange(state_, std::exchange(other.state_, nullptr));
   return *this;
 }
 

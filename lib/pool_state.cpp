@@ -25,6 +25,9 @@ constexpr std::uint64_t most_front_bytes = std::uint64_t{1} << 20;
 constexpr std::int64_t least_publish = 64 * 1024;
 constexpr std::int64_t most_publish = 16 * 1024 * 1024;
 
+/// A pool reserves about 2 x capacity for each order above the root; user space has 2^47 bytes on most machines.
+constexpr std::uint64_t most_addresses = std::uint64_t{1} << 46;
+
 [[noreturn]] void invalid(const std::string& what) { throw std::invalid_argument("orderly::pool: " + what); }
 
 [[nodiscard]] geometry plan(const memory_source* source, const options& o) {
@@ -35,7 +38,7 @@ constexpr std::int64_t most_publish = 16 * 1024 * 1024;
   std::size_t capacity = o.capacity;
   if (source->capacity() != 0) capacity = capacity == 0 ? source->capacity() : capacity;
   if (capacity == 0) invalid("capacity is not given, and the source does not know one");
-  if (capacity > std::size_t{1} << 46) invalid("capacity " + std::to_string(capacity) + " is above 64 TiB");
+  if (capacity > most_addresses) invalid("capacity " + std::to_string(capacity) + " is above 64 TiB");
   if (!(o.slack >= 0 && o.slack <= 16)) invalid("slack is not a fraction from 0 to 16");
   if (!source->is_virtual()) {
     if (o.limit != 0) capacity = std::min(capacity, o.limit);
@@ -48,7 +51,13 @@ constexpr std::int64_t most_publish = 16 * 1024 * 1024;
             std::to_string(source->granularity()));
   if (chunk > std::size_t{1} << 32) invalid("chunk " + std::to_string(chunk) + " is above 4 GiB");
   if (o.limit != 0 && o.limit < chunk) invalid("limit " + std::to_string(o.limit) + " is below one chunk");
-  return virtual_geometry(granule, chunk, capacity, o.limit);
+  const geometry g = virtual_geometry(granule, chunk, capacity, o.limit);
+  if (g.bytes(g.tree_granules) < g.capacity)
+    invalid("capacity " + std::to_string(capacity) + " is too large for the granule; use a granule of at least " +
+            std::to_string(granule * 2));
+  if (g.bytes(g.total_granules) > most_addresses)
+    invalid("capacity " + std::to_string(capacity) + " needs more addresses than a process has; lower it");
+  return g;
 }
 
 [[nodiscard]] node node_at(std::uint32_t granule, block_shape shape) noexcept {
@@ -225,8 +234,17 @@ void* pool::state::allocate_once(const request& wanted) noexcept {
 
 void* pool::state::allocate_slow(const request& wanted) {
   thread_local bool in_handler = false;
+  struct refusal_count {  // also when the handler throws
+    atomic<std::uint64_t>* counter;
+    ~refusal_count() {
+      if (counter != nullptr) counter->fetch_add(1, relaxed);  // a figure
+    }
+  } refused{&failed_};
   while (wanted.bytes <= shape().capacity && commitment(wanted) <= shape().limit) {
-    if (void* const block = allocate_once(wanted)) return block;
+    if (void* const block = allocate_once(wanted)) {
+      refused.counter = nullptr;
+      return block;
+    }
     if (!settings_.on_out_of_memory || in_handler) break;
     in_handler = true;
     struct leaving {
@@ -235,7 +253,6 @@ void* pool::state::allocate_slow(const request& wanted) {
     } const leave{in_handler};
     if (!settings_.on_out_of_memory(wanted.bytes)) break;
   }
-  failed_.fetch_add(1, relaxed);  // a figure
   return nullptr;
 }
 
@@ -250,7 +267,10 @@ void pool::state::deallocate_or_report(void* pointer, std::size_t bytes) noexcep
 bool pool::state::accepts(const block_store::found& block, std::size_t bytes) const noexcept {
   if (bytes == 0) return true;
   if (bytes > block.length) return false;
-  if (!shape().in_tree(block.n.order)) return block.length - bytes < shape().chunk_bytes();
+  if (!shape().in_tree(block.n.order)) {
+    const auto chunks = [&](std::uint64_t n) { return (n - 1) >> (shape().chunk_order + granule_shift_); };
+    return chunks(bytes) == chunks(block.length - block.word.unused());
+  }
   const std::uint64_t granules = ((bytes - 1) >> granule_shift_) + 1;
   return shape_of(granules, block.n.order) == block_shape{block.n.order, static_cast<std::uint8_t>(block.word.sixteenths())};
 }
@@ -317,7 +337,7 @@ bool pool::state::return_home(void* pointer, std::size_t bytes) noexcept {
       const std::uint32_t home = seen.home();
       if (home == 0 || home == mine->number || !seen.matches(m.live(bytes))) return false;
       const std::uint32_t count = r.count.load(relaxed);  // own
-      full = count != 0 && r.home != home;
+      full = count == rules_[of_class].batch || (count != 0 && r.home != home);  // the former: sending met a pass
       if (!full) {
         std::uint64_t expected = seen.bits();
         // live -> returning, the check of this free: of several threads that free one block, one CAS succeeds. Relaxed:
@@ -333,13 +353,13 @@ bool pool::state::return_home(void* pointer, std::size_t bytes) noexcept {
     } else {
       return false;
     }
-    send_returns(*mine, of_class);
+    if (!send_returns(*mine, of_class) && full) return false;  // revoked: take the way past the front
     if (!full) return true;
   }
 }
 
-/// Sends what a front holds of another front's blocks of a class.
-void pool::state::send_returns(front& of, std::size_t of_class) noexcept {
+/// Sends what a front holds of another front's blocks of a class. False: the front is revoked; nothing has happened.
+bool pool::state::send_returns(front& of, std::size_t of_class) noexcept {
   const slow_section marked(*this, &of);
   std::array<std::uint32_t, max_magazine_blocks> blocks;
   std::uint32_t count = 0;
@@ -351,7 +371,9 @@ void pool::state::send_returns(front& of, std::size_t of_class) noexcept {
     std::copy_n(r.blocks, count, blocks.begin());
     r.count.store(0, relaxed);  // own; others read it as a figure
   }
-  if (count != 0) deliver(of_class, home, std::span(blocks).first(count));
+  if (count == 0) return false;
+  deliver(of_class, home, std::span(blocks).first(count));
+  return true;
 }
 
 /// Puts a parcel into the inbox of a front, and sees to it that it does not lie there for ever: a front without a thread, or
@@ -364,12 +386,24 @@ void pool::state::deliver(std::size_t of_class, std::uint32_t home, std::span<co
     const std::lock_guard lock(pass_mutex_);
     reclaim_caches();
   }
-  if (!at.attached()) {
-    if (!at.try_attach()) return;
-    if (const front::stay inside(at); inside) empty_inbox(at);
-    at.detach();
-  } else if (waiting >= inbox_limit_) {
-    collect(at);
+  if (at.attached()) {
+    if (waiting >= inbox_limit_) collect(at);
+  } else {
+    adopt(at);
+  }
+}
+
+/// Empties the inbox of a front without a thread. A parcel that comes while a thread lets go of a front is seen by one of
+/// the two: the thread detaches, then looks at the inbox; the sender pushes, then looks whether a thread is attached.
+void pool::state::adopt(front& of) noexcept {
+  while (of.inbox.peek() && of.try_attach()) {
+    bool done = false;
+    if (const front::stay inside(of); inside) {
+      empty_inbox(of);
+      done = true;
+    }
+    of.detach();
+    if (!done) return;  // a pass is just emptying it
   }
 }
 
@@ -464,7 +498,8 @@ bad_free pool::state::explain(const void* pointer, std::size_t bytes) const noex
     return r;
   }
   const block_store::found block = store_.find(*offset);
-  if (!block.exists || *offset - block.offset >= block.length) {
+  const bool live = block.exists && block.word.state() == block_state::live;
+  if (!block.exists || (live && *offset - block.offset >= block.length)) {
     r.code = error::foreign_pointer;
     return r;
   }
@@ -529,10 +564,8 @@ front* pool::state::new_front() noexcept {
 void pool::state::detach(front& of) noexcept {
   const auto wait_for_pass = [&] { const std::lock_guard pass(pass_mutex_); };  // it is just emptying this front
   for (std::size_t c = 0; c < classes_; ++c) {
-    while (of.returns[c].count.load(relaxed) != 0) {  // own
-      send_returns(of, c);
-      if (of.returns[c].count.load(relaxed) != 0) wait_for_pass();
-    }
+    while (of.returns[c].count.load(relaxed) != 0)  // own
+      if (!send_returns(of, c)) wait_for_pass();
   }
   const slow_section marked(*this, &of);
   for (bool drained = false; !drained;) {
@@ -544,6 +577,7 @@ void pool::state::detach(front& of) noexcept {
   }
   publish_requested(of);
   of.detach();
+  adopt(of);
 }
 
 // --------------------------------------------------------------------------------------------------------- figures

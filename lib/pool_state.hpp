@@ -104,7 +104,8 @@ class pool::state final : public detail::registered_pool {
   [[nodiscard]] bool accepts(const detail::block_store::found& block, std::size_t bytes) const noexcept;
   [[nodiscard]] bad_free explain(const void* pointer, std::size_t bytes) const noexcept;
   [[nodiscard]] bool return_home(void* pointer, std::size_t bytes) noexcept;
-  void send_returns(detail::front& of, std::size_t of_class) noexcept;
+  [[nodiscard]] bool send_returns(detail::front& of, std::size_t of_class) noexcept;
+  void adopt(detail::front& of) noexcept;
   void deliver(std::size_t of_class, std::uint32_t home, std::span<const std::uint32_t> blocks) noexcept;
   void unpack(detail::front& of, std::size_t of_class) noexcept;
   std::size_t arrive(detail::front& at, detail::depot::parcel& p) noexcept;

@@ -41,9 +41,9 @@ std::optional<node> slots::pop(unsigned order, unsigned list) noexcept {
 }
 
 std::optional<node> slots::untouched(unsigned order) noexcept {
-  std::uint32_t next = next_[order].load(relaxed);  // only the count is exchanged; the slot's records are still zero
+  std::uint32_t next = next_[order].load(seq_cst);  // as in buddy::untouched_root
   while (next < memory_->shape().slots[order]) {
-    if (next_[order].compare_exchange_weak(next, next + 1, relaxed, relaxed)) {
+    if (next_[order].compare_exchange_weak(next, next + 1, seq_cst, seq_cst)) {
       const node n{next, static_cast<std::uint8_t>(order)};
       word(n).store(block_word::owned().bits(), relaxed);  // the counter gave it to this thread alone
       return n;

@@ -342,6 +342,42 @@ TEST_CASE("claims go to committed memory: small ones wherever some is, large one
   check_merged(f);
 }
 
+TEST_CASE("small blocks and other blocks below a chunk keep to chunks of their own, while there are chunks") {
+  geometry shape = many_roots();
+  shape.small_order = 2;
+  forest f(shape);
+  const auto chunk_for = [&](bool small) {
+    const node n = f.tree.split(f.tree.claim(f.order_of_chunk()).value(), f.order_of_chunk());
+    f.set_committed(n, 1);
+    f.chunks.set_small(n, small);
+    return n;
+  };
+  const auto within = [](node n, node chunk) { return n.granule() >> chunk.order == chunk.index; };
+  const node small = chunk_for(true);
+  const node other = chunk_for(false);
+  std::vector<node> held{f.tree.split(small, 0), f.tree.split(other, 0)};
+  for (const unsigned order : {3U, 2U, 1U, 0U, 0U}) {
+    CAPTURE(order);
+    const node n = f.tree.claim(order).value();
+    CHECK(within(n, order < 2 ? small : other));
+    held.push_back(f.tree.split(n, order));
+  }
+  for (const unsigned order : {0U, 2U}) {
+    CAPTURE(order);
+    while (const auto n = f.tree.claim_among_others(order)) {
+      CHECK(within(*n, order < 2 ? other : small));
+      held.push_back(*n);
+    }
+  }
+  findings found;
+  for (const tree_block& block : tree_audit(f.tree, f.shape, found).blocks(block_state::free)) {
+    CHECK_FALSE((within(block.n, other) || (within(block.n, small) && block.n.order >= 2)));
+  }
+  ORDERLY_CHECK_FINDINGS(found);
+  for (const node& n : held) f.tree.give(n, whole);
+  check_merged(f);
+}
+
 TEST_CASE("a split keeps the half that has more committed chunks") {
   forest f(many_roots());
   const unsigned chunk = f.order_of_chunk();

@@ -62,7 +62,8 @@ void check_layout(const geometry& g) {
     CHECK(g.granule({g.slots[order] - 1, static_cast<std::uint8_t>(order)}) + (std::uint64_t{1} << order) == end);
   }
   CHECK(end == g.total_granules);
-  CHECK(std::bit_width(g.total_granules) + static_cast<int>(g.granule_shift) < 64);
+  const std::uint64_t back = g.bytes(g.total_granules) >> g.granule_shift;
+  CHECK(back == g.total_granules);  // no overflow
 }
 
 void check_tree(const geometry& g) {
@@ -71,7 +72,8 @@ void check_tree(const geometry& g) {
   CHECK(g.tree_granules > 0);
   for (unsigned order = 0; order <= g.root_order; ++order) {
     CHECK(g.in_tree(order));
-    CHECK(g.nodes(order) << order == g.tree_granules);
+    const std::uint64_t covered = g.nodes(order) << order;
+    CHECK(covered == g.tree_granules);
     CHECK(g.nodes(order) <= max_linked_nodes);
   }
   CHECK_FALSE(g.in_tree(g.root_order + 1));
@@ -80,7 +82,8 @@ void check_tree(const geometry& g) {
 /// The pigeonhole bounds. A root in use holds a committed chunk; a slot in use has more than half its size committed.
 void check_room(const geometry& g) {
   const std::uint64_t roots = g.tree_granules >> g.root_order;
-  if (roots < max_linked_nodes >> g.root_order) CHECK(roots > g.limit / g.chunk_bytes());
+  const bool clipped = roots == max_linked_nodes >> g.root_order;
+  if (!clipped) CHECK(roots > g.limit / g.chunk_bytes());
   for (unsigned order = g.root_order + 1; order <= g.top_order; ++order) {
     const std::uint64_t least_bytes = g.bytes(std::uint64_t{1} << (order - 1)) + g.chunk_bytes();
     CHECK(g.slots[order] >= g.limit / least_bytes);
@@ -115,11 +118,12 @@ TEST_CASE("virtual: a root is 1 MiB, or 16 to 64 chunks where that is more or le
     const geometry g = virtual_geometry(granule, chunk, 1 << 30, 0);
     return g.bytes(std::uint64_t{1} << g.root_order);
   };
-  CHECK(root_bytes(256, 64 << 10) == 1 << 20);
-  CHECK(root_bytes(256, 32 << 10) == 1 << 20);
-  CHECK(root_bytes(256, 4 << 10) == 64 * (4 << 10));
-  CHECK(root_bytes(256, 2 << 20) == 16 * (2 << 20));
-  CHECK(root_bytes(64 << 10, 64 << 10) == 1 << 20);
+  constexpr std::size_t kib = 1024;
+  CHECK(root_bytes(256, 64 * kib) == 1024 * kib);
+  CHECK(root_bytes(256, 32 * kib) == 1024 * kib);
+  CHECK(root_bytes(256, 4 * kib) == 64 * 4 * kib);
+  CHECK(root_bytes(256, 2048 * kib) == 16 * 2048 * kib);
+  CHECK(root_bytes(64 * kib, 64 * kib) == 1024 * kib);
 }
 
 TEST_CASE("flat: one tree over the range, of any length, and no slots") {
@@ -140,8 +144,9 @@ TEST_CASE("flat: one tree over the range, of any length, and no slots") {
     CHECK(g.top_order == g.root_order);
     CHECK(g.chunk_order > g.root_order);
     for (unsigned order = 0; order <= g.root_order; ++order) {
-      CHECK(g.nodes(order) << order >= g.tree_granules);
-      CHECK((g.nodes(order) - 1) << order < g.tree_granules);
+      const std::uint64_t covered = g.nodes(order) << order;
+      CHECK(covered >= g.tree_granules);
+      CHECK(covered - g.tree_granules < (std::uint64_t{1} << order));
       CHECK(g.nodes(order) <= max_linked_nodes);
     }
   }

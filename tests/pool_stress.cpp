@@ -249,6 +249,23 @@ void fight_for_list(backing kind, std::size_t threads, std::size_t steps) {
   check_empty(kind, watched, found);
 }
 
+/// Threads take and free blocks that no cache takes, each of another size than the last, so that blocks are made of what
+/// other threads freed. There is always room, and nothing but the pool orders the threads.
+void split_and_merge(backing kind, std::size_t threads, std::size_t steps) {
+  findings found;
+  watched_pool watched(kind, options{.capacity = mib}, found);
+  run_threads(threads, [&](std::size_t index) {
+    random_engine random = make_random(index);
+    for (std::size_t step = 0; step < steps; ++step) {
+      const std::size_t alignment = std::size_t{512} << uniform(random, 0, 7);
+      const owned_block block = watched.allocate(alignment / 2, alignment, static_cast<std::uint32_t>(index + 1));
+      found.expect(block.address != nullptr, "refused while there was room");
+      if (block.address != nullptr) watched.deallocate(block);
+    }
+  });
+  check_empty(kind, watched, found);
+}
+
 /// As many permits as there are blocks. A permit is held from before an allocation until after the free, so whoever
 /// holds one is owed a block.
 class permits {
@@ -406,6 +423,16 @@ TEST_CASE("with full caches and no thread at work the books are exact") {
       CAPTURE(static_cast<int>(kind));
       CAPTURE(bytes);
       for (std::size_t run = 0; run < scaled(40); ++run) fill_all_caches(kind, 8, bytes, 5);
+    }
+  }
+}
+
+TEST_CASE("blocks are made of what other threads freed") {
+  for (const backing kind : every_backing) {
+    for (const std::size_t threads : {2U, 4U}) {
+      CAPTURE(static_cast<int>(kind));
+      CAPTURE(threads);
+      split_and_merge(kind, threads, scaled(400000) / threads);
     }
   }
 }

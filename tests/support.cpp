@@ -41,13 +41,14 @@ TEST_CASE("a stamp sees a write at either end, and another owner") {
 }
 
 TEST_CASE("a shadow sees overlaps, strangers and leavings") {
-  char memory[4096];
-  shadow owners(memory, sizeof memory, 256);
+  char room[256 + 4096];
+  char* const memory = room + 256;
+  shadow owners(memory, 4096, 256);
   CHECK(owners.claim(memory, 1024, 1));
   CHECK_FALSE(owners.claim(memory + 768, 512, 2));
   CHECK_FALSE(owners.release(memory, 1024, 1));
 
-  shadow others(memory, sizeof memory, 256);
+  shadow others(memory, 4096, 256);
   CHECK(others.claim(memory + 1024, 256, 1));
   CHECK_FALSE(others.release(memory + 1024, 256, 2));
   CHECK_FALSE(others.claim(memory + 3840, 512, 1));

@@ -47,7 +47,7 @@ struct options {
   /// as a fraction of the peak of requested bytes.
   double slack = 0.2;
 
-  out_of_memory_handler on_out_of_memory;                    ///< empty: fail at once
+  out_of_memory_handler on_out_of_memory = nullptr;          ///< empty: fail at once
   bad_free_handler on_bad_free = orderly::on_bad_free::print;
 };
 

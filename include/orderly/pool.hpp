@@ -50,7 +50,8 @@ class ORDERLY_API pool {
   [[nodiscard]] void* try_allocate(std::size_t bytes, std::size_t alignment = 1) noexcept;
 
   /// Frees a block. `bytes` as given to allocate. A null pointer is ignored. A bad free changes nothing, is counted,
-  /// and goes to options::on_bad_free.
+  /// and goes to options::on_bad_free. Of two threads that free one block at the same instant, with nothing ordering
+  /// them, one may be told so by statistics::bad_frees alone, later; the block is freed once all the same.
   void deallocate(void* pointer, std::size_t bytes) noexcept;
   void deallocate(void* pointer) noexcept;
 

@@ -1,0 +1,334 @@
+// Passes as a pool's user sees them: when one runs, what it takes back and from whom, and when a request is refused.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <barrier>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "orderly/pool.hpp"
+#include "support/audit.hpp"
+#include "support/failing_source.hpp"
+#include "support/random.hpp"
+#include "support/scale.hpp"
+#include "support/threads.hpp"
+
+using namespace orderly;
+using namespace orderly::test;
+
+namespace {
+
+constexpr std::size_t kib = 1024;
+constexpr std::size_t mib = 1024 * kib;
+constexpr std::size_t chunk = 64 * kib;
+
+/// Frees all the blocks, each of that size.
+void free_all(pool& tested, std::vector<void*>& blocks, std::size_t bytes) {
+  for (void* block : blocks) CHECK(tested.try_deallocate(block, bytes) == error::none);
+  blocks.clear();
+}
+
+/// Blocks of a size, until refused.
+std::vector<void*> take_all(pool& tested, std::size_t bytes) {
+  std::vector<void*> blocks;
+  while (void* block = tested.try_allocate(bytes)) blocks.push_back(block);
+  return blocks;
+}
+
+/// A point that threads pass only when it is opened, and that tells how many wait there.
+class gate {
+ public:
+  void close() { set(false); }
+  void open() { set(true); }
+  void pass() {
+    std::unique_lock hold(mutex_);
+    ++waiting_;
+    changed_.notify_all();
+    changed_.wait(hold, [this] { return open_; });
+    --waiting_;
+  }
+  void wait_for_waiting(int count) {
+    std::unique_lock hold(mutex_);
+    changed_.wait(hold, [&] { return waiting_ >= count; });
+  }
+
+ private:
+  void set(bool open) {
+    const std::lock_guard hold(mutex_);
+    open_ = open;
+    changed_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool open_ = true;
+  int waiting_ = 0;
+};
+
+/// Host memory behind two gates.
+class gated_source final : public memory_source {
+ public:
+  gated_source(gate& commits, gate& decommits) : commits_(commits), decommits_(decommits) {}
+
+  [[nodiscard]] std::size_t granularity() const noexcept override { return inner_->granularity(); }
+  [[nodiscard]] std::size_t preferred_chunk() const noexcept override { return inner_->preferred_chunk(); }
+  [[nodiscard]] bool is_virtual() const noexcept override { return true; }
+  [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
+    return inner_->reserve(bytes, alignment);
+  }
+  void release(void* address, std::size_t bytes) noexcept override { inner_->release(address, bytes); }
+  [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
+    commits_.pass();
+    return inner_->commit(address, bytes);
+  }
+  [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
+    decommits_.pass();
+    return inner_->decommit(address, bytes);
+  }
+
+ private:
+  gate& commits_;
+  gate& decommits_;
+  std::unique_ptr<memory_source> inner_ = make_host_source();
+};
+
+/// A few blocks of one size live at a time, then a few of another, and so on. Sizes above a root: memory that is free
+/// in one size is of no use to the other before it is moved. Returns the operations.
+std::size_t alternate(pool& tested, std::size_t phases) {
+  std::vector<void*> blocks;
+  for (std::size_t phase = 0; phase < phases; ++phase) {
+    const std::size_t bytes = phase % 2 == 0 ? 3 * mib : 6 * mib;
+    for (std::size_t live = 0; live < 24 * mib; live += bytes) blocks.push_back(tested.allocate(bytes));
+    free_all(tested, blocks, bytes);
+  }
+  return phases * 2 * 6;
+}
+
+/// Threads allocate and free blocks of whole chunks at random; each keeps to its share of the capacity, so all that is
+/// live always fits. Returns the refusals.
+std::size_t keep_to_shares(std::size_t threads, std::size_t share_chunks, std::size_t steps) {
+  pool tested(options{.capacity = threads * share_chunks * chunk});
+  std::atomic<std::size_t> refused = 0;
+  // In the tree powers of two, which classes do not round; above a root any number.
+  const std::vector<std::size_t> sizes{1, 1, 2, 4, 8, 16, 17, 24, 33};
+  run_threads(threads, [&](std::size_t self) {
+    random_engine random = make_random(self);
+    std::vector<std::pair<void*, std::size_t>> held;
+    std::size_t held_chunks = 0;
+    const auto free_one = [&] {
+      std::swap(held[uniform(random, 0, held.size() - 1)], held.back());
+      const auto [block, chunks] = held.back();
+      held.pop_back();
+      held_chunks -= chunks;
+      tested.deallocate(block, chunks * chunk);
+    };
+    for (std::size_t step = 0; step < steps; ++step) {
+      const std::size_t chunks = sizes[uniform(random, 0, sizes.size() - 1)];
+      while (held_chunks + chunks > share_chunks) free_one();
+      void* block = tested.try_allocate(chunks * chunk);
+      refused.fetch_add(block == nullptr, std::memory_order_relaxed);
+      if (block == nullptr) continue;
+      held.emplace_back(block, chunks);
+      held_chunks += chunks;
+    }
+    while (!held.empty()) free_one();
+  });
+  check_idle(tested);
+  tested.trim();
+  CHECK(tested.stats().committed == 0);
+  return refused;
+}
+
+}  // namespace
+
+TEST_SUITE("unit") {
+
+TEST_CASE("every trim and every defragment is a pass; what fits needs none") {
+  pool tested(options{.capacity = 64 * mib});
+  std::vector<void*> blocks;
+  for (int count = 0; count < 100; ++count) blocks.push_back(tested.allocate(10 * kib));
+  free_all(tested, blocks, 10 * kib);
+  CHECK(tested.stats().passes == 0);
+  tested.defragment();
+  CHECK(tested.stats().passes == 1);
+  tested.trim();
+  CHECK(tested.stats().passes == 2);
+  tested.trim(64 * mib);
+  CHECK(tested.stats().passes == 3);
+  tested.defragment();
+  CHECK(tested.stats().passes == 4);
+}
+
+TEST_CASE("memory that lies idle in one size is moved to another before more is committed") {
+  pool tested(options{.capacity = 256 * mib});
+  alternate(tested, 2);
+  const statistics stats = tested.stats();
+  CHECK(stats.peak_requested == 24 * mib);
+  CHECK(stats.peak_committed <= 24 * mib + 24 * mib / 5 + mib + chunk);
+  CHECK(stats.passes > 0);
+}
+
+TEST_CASE("how much may lie idle is the user's to say") {
+  for (const double slack : {0.0, 0.5, 1.0, 16.0}) {
+    CAPTURE(slack);
+    pool tested(options{.capacity = 256 * mib, .slack = slack});
+    alternate(tested, 2);
+    const statistics stats = tested.stats();
+    CHECK(static_cast<double>(stats.peak_committed) <= (1 + slack) * 24 * mib + mib + chunk);
+    if (slack >= 1) CHECK(stats.peak_committed == 48 * mib);  // nothing was moved
+  }
+}
+
+TEST_CASE("where sizes change all the time, passes are paid for by operations, and memory gives way") {
+  pool tested(options{.capacity = 256 * mib, .slack = 0});
+  const std::size_t operations = alternate(tested, 2000);
+  CHECK(tested.stats().passes <= 128 + operations / 8192 + 1);
+  CHECK(tested.stats().failed == 0);
+}
+
+TEST_CASE("what another, sleeping thread caches is taken back under pressure, and the thread goes on") {
+  for (const std::size_t bytes : {std::size_t{256}, 4 * kib, chunk}) {
+    CAPTURE(bytes);
+    pool tested(options{.capacity = 4 * mib});
+    std::barrier stage(2);
+    findings found;
+    std::thread sleeper([&] {
+      std::vector<void*> blocks = take_all(tested, bytes);
+      found.expect(blocks.size() == 4 * mib / bytes, blocks.size(), " blocks at first");
+      for (void* block : blocks) tested.deallocate(block, bytes);
+      stage.arrive_and_wait();  // it sleeps, with full caches
+      stage.arrive_and_wait();
+      blocks = take_all(tested, bytes);
+      found.expect(blocks.size() == 4 * mib / bytes, blocks.size(), " blocks after its sleep");
+      for (void* block : blocks) tested.deallocate(block, bytes);
+    });
+    stage.arrive_and_wait();
+    CHECK(tested.stats().cached != 0);
+    std::vector<void*> blocks = take_all(tested, 2 * mib);
+    CHECK(blocks.size() == 2);
+    CHECK(tested.stats().cached == 0);
+    CHECK(tested.stats().passes > 0);
+    free_all(tested, blocks, 2 * mib);
+    stage.arrive_and_wait();
+    sleeper.join();
+    ORDERLY_CHECK_FINDINGS(found);
+    check_idle(tested);
+  }
+}
+
+TEST_CASE("what a sleeping thread has freed of another's blocks is taken back too") {
+  pool tested(options{.capacity = 4 * mib});
+  std::vector<void*> blocks = take_all(tested, chunk);
+  CHECK(blocks.size() == 64);
+  std::barrier stage(2);
+  std::thread sleeper([&] {
+    for (void* block : blocks) tested.deallocate(block, chunk);
+    stage.arrive_and_wait();
+    stage.arrive_and_wait();
+  });
+  stage.arrive_and_wait();
+  void* whole = tested.try_allocate(4 * mib);
+  CHECK(whole != nullptr);
+  tested.deallocate(whole, 4 * mib);
+  stage.arrive_and_wait();
+  sleeper.join();
+  check_idle(tested);
+}
+
+TEST_CASE("a request is refused when all is live, at one pass, and served as soon as one block is free") {
+  pool tested(options{.capacity = 2 * mib});
+  std::vector<void*> blocks = take_all(tested, 4 * kib);
+  CHECK(blocks.size() == 512);
+  for (const std::size_t bytes : {std::size_t{1}, 4 * kib, mib, 2 * mib}) {
+    const std::uint64_t passes = tested.stats().passes;
+    CHECK(tested.try_allocate(bytes) == nullptr);
+    CHECK(tested.stats().passes == passes + 1);
+  }
+  CHECK(tested.try_deallocate(blocks.back(), 4 * kib) == error::none);
+  blocks.back() = tested.try_allocate(4 * kib);
+  CHECK(blocks.back() != nullptr);
+  free_all(tested, blocks, 4 * kib);
+}
+
+TEST_CASE("a request above the limit is refused without a pass") {
+  pool tested(options{.capacity = 8 * mib, .limit = 2 * mib});
+  CHECK(tested.try_allocate(3 * mib) == nullptr);
+  CHECK(tested.try_allocate(9 * mib) == nullptr);
+  CHECK(tested.stats().passes == 0);
+  CHECK(tested.stats().failed == 2);
+}
+
+TEST_CASE("requests that queue up behind a pass which must refuse them are refused by few passes") {
+  constexpr std::size_t threads = 16;
+  gate commits, decommits;
+  pool tested(std::make_unique<gated_source>(commits, decommits), options{.capacity = 4 * mib});
+  std::vector<void*> blocks = take_all(tested, mib);
+  REQUIRE(blocks.size() == 4);
+  tested.deallocate(blocks.back(), mib);
+  blocks.pop_back();
+  const std::uint64_t before = tested.stats().passes;
+  decommits.close();
+  // The first asks for more than is left, and its pass stops while it gives back what is free; the others queue up.
+  std::thread first([&] { CHECK(tested.try_allocate(2 * mib) == nullptr); });
+  decommits.wait_for_waiting(1);
+  std::atomic<std::size_t> refused = 0;
+  std::thread others([&] {
+    run_threads(threads, [&](std::size_t) { refused += tested.try_allocate(2 * mib) == nullptr; });
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  decommits.open();
+  first.join();
+  others.join();
+  CHECK(refused == threads);
+  CHECK(tested.stats().failed == threads + 2);  // the fill's last request among them
+  CHECK(tested.stats().passes - before <= 1 + threads / 2);
+  free_all(tested, blocks, mib);
+}
+
+TEST_CASE("a thread that is stopped in the middle of a call keeps what it holds, and refuses nobody for ever") {
+  gate commits, decommits;
+  pool tested(std::make_unique<gated_source>(commits, decommits), options{.capacity = 2 * mib});
+  commits.close();
+  void* late = nullptr;
+  std::thread stopped([&] { late = tested.try_allocate(2 * mib); });
+  commits.wait_for_waiting(1);
+  CHECK(tested.try_allocate(mib) == nullptr);  // returns, though the other holds all of it and does not get on
+  commits.open();
+  stopped.join();
+  CHECK(late != nullptr);
+  CHECK(tested.try_deallocate(late, 2 * mib) == error::none);
+  void* again = tested.try_allocate(mib);
+  CHECK(again != nullptr);
+  tested.deallocate(again, mib);
+  check_idle(tested);
+}
+
+}  // TEST_SUITE
+
+TEST_SUITE("stress") {
+
+TEST_CASE("threads that keep to their shares of the capacity are never refused, whatever the sizes") {
+  for (const std::size_t threads : {2U, 3U, 4U, 8U, 16U}) {
+    CAPTURE(threads);
+    CHECK(keep_to_shares(threads, 40, scaled(20000) / threads) == 0);
+  }
+}
+
+TEST_CASE("sizes that change all the time, on many threads") {
+  pool tested(options{.capacity = 1024 * mib});
+  run_threads(4, [&](std::size_t) { alternate(tested, scaled(100)); });
+  CHECK(tested.stats().failed == 0);
+  CHECK(tested.stats().peak_committed <= tested.limit());
+  check_idle(tested);
+}
+
+}  // TEST_SUITE

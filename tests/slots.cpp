@@ -1,0 +1,256 @@
+// Slots over a source that keeps books of its own: exact chunks, the best fit among free ones, and who owns which.
+#include "slots.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "orderly/pool.hpp"
+#include "size_class.hpp"
+#include "support/failing_source.hpp"
+#include "support/paper_source.hpp"
+#include "support/random.hpp"
+#include "support/scale.hpp"
+#include "support/threads.hpp"
+
+using namespace orderly;
+using namespace orderly::detail;
+using namespace orderly::test;
+
+namespace {
+
+using call = source_log::call;
+
+constexpr std::size_t kib = 1024;
+constexpr std::size_t chunk = 16 * kib;
+
+/// Roots of 64 chunks. Slots: 16 of order 11 (128 chunks), 8 of order 12 (256), ... 2 of order 14 (1024).
+struct watched_slots {
+  explicit watched_slots(std::uint64_t limit_chunks = 1024)
+      : memory(make_paper_source(kib, paper, log), virtual_geometry(kib, chunk, 1024 * chunk, limit_chunks * chunk)) {
+    REQUIRE(memory.open());
+    REQUIRE(tested.open(memory));
+    REQUIRE(memory.shape().root_order == 10);
+    REQUIRE(memory.shape().top_order == 14);
+  }
+
+  [[nodiscard]] std::optional<node> take(unsigned order, std::uint64_t chunks) {
+    const auto n = tested.take(order, chunks, ceiling::hard, why);
+    CHECK(n.has_value() == (why == refusal::none));
+    if (n) CHECK(tested.look(*n).state() == block_state::owned);
+    return n;
+  }
+
+  /// Finds fault unless each slot has exactly the chunks that it is said to have, from its start.
+  void expect_books_agree(findings& found) const {
+    const geometry& shape = memory.shape();
+    std::size_t committed = 0;
+    for (unsigned order = 11; order <= 14; ++order) {
+      for (std::uint32_t index = 0; index < shape.slots[order]; ++index) {
+        const node n{index, static_cast<std::uint8_t>(order)};
+        const std::uint64_t start = shape.bytes(shape.granule(n));
+        for (std::uint64_t i = 0; i < std::uint64_t{1} << (order - 4); ++i) {
+          found.expect(paper->committed(start + i * chunk, chunk) == (i < tested.chunks(n)), "chunk ", i, " of slot ",
+                       index, ", order ", order, ", which has ", tested.chunks(n));
+        }
+        committed += tested.chunks(n) * chunk;
+      }
+    }
+    found.expect(committed == memory.committed() && committed == log->committed(), committed, " bytes in slots, ",
+                 memory.committed(), " accounted for, ", log->committed(), " counted by the source");
+  }
+
+  void check_books() const {
+    findings found;
+    expect_books_agree(found);
+    ORDERLY_CHECK_FINDINGS(found);
+    ORDERLY_CHECK_CONTRACT(*log);
+  }
+
+  std::shared_ptr<source_log> log = std::make_shared<source_log>();
+  std::shared_ptr<paper_map> paper = std::make_shared<paper_map>();
+  arena memory;
+  slots tested;
+  refusal why = refusal::none;
+};
+
+}  // namespace
+
+TEST_SUITE("unit") {
+
+TEST_CASE("a slot has exactly the chunks asked for, whatever it had before") {
+  random_engine random = make_random(1);
+  watched_slots watched;
+  for (int round = 0; round < 200; ++round) {
+    const std::uint64_t chunks = uniform(random, 65, 1024);
+    const unsigned order = order_of(chunks) + 4;
+    CAPTURE(chunks);
+    if (watched.memory.committed() > (1024 - chunks) * chunk) {
+      std::size_t released = 0;
+      CHECK(watched.tested.trim(SIZE_MAX, released));
+    }
+    const node n = watched.take(order, chunks).value();
+    CHECK(n.order == order);
+    CHECK(watched.tested.chunks(n) == chunks);
+    watched.tested.give(n);
+    CHECK(watched.tested.look(n).state() == block_state::free);
+    CHECK(watched.tested.chunks(n) == chunks);
+    if (round % 20 == 0) watched.check_books();
+  }
+  watched.check_books();
+}
+
+TEST_CASE("the free slot that fits best is taken: as many chunks, then more, then fewer, then none") {
+  watched_slots watched;
+  std::vector<node> taken;
+  for (const std::uint64_t chunks : {66U, 80U, 97U, 120U, 128U}) taken.push_back(watched.take(11, chunks).value());
+  for (const node& n : taken) watched.tested.give(n);
+  const std::size_t committed = watched.memory.committed();
+  CHECK(watched.take(11, 98).value() == taken[2]);  // of 97: the same eighth, one chunk more
+  CHECK(watched.memory.committed() == committed + chunk);
+  CHECK(watched.take(11, 100).value() == taken[3]);  // of 120: 20 too many
+  CHECK(watched.tested.chunks(taken[3]) == 100);
+  CHECK(watched.take(11, 121).value() == taken[4]);  // of 128
+  CHECK(watched.take(11, 121).value() == taken[1]);  // of 80: none has more
+  CHECK(watched.take(11, 121).value() == taken[0]);
+  CHECK(watched.tested.used(11) == 5);
+  CHECK(watched.take(11, 70).value().index == 5);
+  CHECK(watched.tested.used(11) == 6);
+  watched.check_books();
+}
+
+TEST_CASE("there are as many slots of an order as there are, and a free one is found again") {
+  watched_slots watched;
+  std::vector<node> taken;
+  for (std::uint32_t index = 0; index < 8; ++index) taken.push_back(watched.take(12, 1).value());
+  CHECK_FALSE(watched.take(12, 1).has_value());
+  CHECK(watched.why == refusal::no_node);
+  CHECK(watched.take(11, 65).has_value());
+  std::ranges::sort(taken, {}, &node::index);
+  for (std::uint32_t index = 0; index < 8; ++index) CHECK(taken[index].index == index);
+  watched.tested.give(taken[5]);
+  CHECK(watched.take(12, 130).value() == taken[5]);
+  watched.check_books();
+}
+
+TEST_CASE("a slot is known by any granule in it") {
+  watched_slots watched;
+  const geometry& shape = watched.memory.shape();
+  for (std::uint8_t order = 11; order <= 14; ++order) {
+    for (std::uint32_t index = 0; index < shape.slots[order]; ++index) {
+      const node n{index, order};
+      CHECK(watched.tested.at_granule(shape.granule(n)) == n);
+      CHECK(watched.tested.at_granule(shape.granule(n) + (std::uint64_t{1} << order) - 1) == n);
+    }
+  }
+}
+
+TEST_CASE("a limit or a source that refuses leaves the slot free, as it was") {
+  watched_slots watched(150);
+  const node n = watched.take(12, 140).value();
+  CHECK_FALSE(watched.take(11, 65).has_value());
+  CHECK(watched.why == refusal::hard_limit);
+  watched.tested.give(n);
+  CHECK_FALSE(watched.take(12, 160).has_value());
+  CHECK(watched.tested.chunks(n) == 140);
+  CHECK(watched.tested.look(n).state() == block_state::free);
+  watched.log->refuse(call::commit, 1);
+  CHECK_FALSE(watched.take(12, 150).has_value());
+  CHECK(watched.why == refusal::source);
+  CHECK(watched.tested.chunks(n) == 140);
+  watched.memory.set_soft_limit(145 * chunk);
+  CHECK_FALSE(watched.tested.take(12, 150, ceiling::soft, watched.why).has_value());
+  CHECK(watched.why == refusal::soft_limit);
+  CHECK(watched.take(12, 150).value() == n);
+  watched.check_books();
+}
+
+TEST_CASE("a trim empties free slots, largest first, until it has released enough") {
+  watched_slots watched;
+  const node small = watched.take(11, 100).value();
+  const node large = watched.take(12, 200).value();
+  const node live = watched.take(13, 300).value();
+  watched.tested.give(small);
+  watched.tested.give(large);
+  std::size_t released = 0;
+  CHECK(watched.tested.trim(chunk, released));
+  CHECK(released == 200 * chunk);
+  CHECK(watched.tested.chunks(large) == 0);
+  CHECK(watched.tested.chunks(small) == 100);
+  watched.log->refuse(call::decommit, 1);
+  CHECK_FALSE(watched.tested.trim(SIZE_MAX, released));
+  CHECK(released == 200 * chunk);
+  CHECK(watched.tested.chunks(small) == 100);
+  CHECK(watched.tested.trim(SIZE_MAX, released));
+  CHECK(released == 300 * chunk);
+  CHECK(watched.tested.chunks(live) == 300);
+  CHECK(watched.take(11, 70).value() == small);
+  watched.check_books();
+}
+
+TEST_CASE("a block whose surplus the source does not take back is freed with its size, like any other") {
+  const auto log = std::make_shared<source_log>();
+  constexpr std::size_t mib = 1024 * kib;
+  pool over(make_failing_source(log), options{.capacity = 64 * mib});
+  over.deallocate(over.allocate(2 * mib), 2 * mib);
+  log->refuse_all(call::decommit);
+  void* block = over.allocate(mib + mib / 4);
+  CHECK(over.try_deallocate(block, mib + mib / 4) == error::none);
+}
+
+}  // TEST_SUITE
+
+TEST_SUITE("stress") {
+
+TEST_CASE("threads take, give and trim: each slot has one owner, and the books agree") {
+  for (const std::size_t threads : {2U, 4U, 8U}) {
+    CAPTURE(threads);
+    findings found;
+    for (std::size_t round = 0; round < scaled(40); ++round) {
+      watched_slots watched;
+      std::vector<std::uint32_t> owners(64);  // plain: the slots order their owners
+      run_threads(threads, [&](std::size_t index) {
+        random_engine random = make_random(round * threads + index);
+        const auto self = static_cast<std::uint32_t>(index + 1);
+        std::vector<node> held;
+        const auto place = [](node n) { return std::size_t{n.index} + 16 * (n.order - 11U); };
+        const auto give_last = [&] {
+          found.expect(std::exchange(owners[place(held.back())], 0) == self, "a slot was taken from its owner");
+          watched.tested.give(held.back());
+          held.pop_back();
+        };
+        for (int step = 0; step < 100; ++step) {
+          if (uniform(random, 0, 1) == 0) {
+            const unsigned order = static_cast<unsigned>(uniform(random, 11, 13));
+            refusal why = refusal::none;
+            const std::uint64_t half = std::uint64_t{1} << (order - 5);
+            if (const auto n = watched.tested.take(order, uniform(random, half + 1, 2 * half), ceiling::hard, why)) {
+              found.expect(std::exchange(owners[place(*n)], self) == 0, "slot ", n->index, " has two owners");
+              held.push_back(*n);
+            }
+          } else if (!held.empty()) {
+            give_last();
+          } else {
+            std::size_t released = 0;
+            (void)watched.tested.trim(uniform(random, 1, 100 * chunk), released);
+          }
+        }
+        while (!held.empty()) give_last();
+      });
+      watched.expect_books_agree(found);
+      std::size_t released = 0;
+      found.expect(watched.tested.trim(SIZE_MAX, released), "the source refused");
+      found.expect(watched.memory.committed() == 0, watched.memory.committed(), " bytes are lost");
+      found.expect(watched.log->violations() == 0, watched.log->first_violation());
+    }
+    ORDERLY_CHECK_FINDINGS(found);
+  }
+}
+
+}  // TEST_SUITE
