@@ -37,13 +37,13 @@ class depot {
   /// Leaves a full magazine. False: the class holds `highest` already, or there is no empty magazine.
   [[nodiscard]] bool push(std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint32_t highest) noexcept {
     shelf& at = shelves_[of_class];
-    if (at.count.fetch_add(1, relaxed) >= highest) {  // a bound; the list hands over
-      at.count.fetch_sub(1, relaxed);
+    if (at.filled.fetch_add(1, relaxed) >= highest) {  // a bound; the list hands over
+      at.filled.fetch_sub(1, relaxed);
       return false;
     }
     const auto index = empty_magazine();
     if (!index) {
-      at.count.fetch_sub(1, relaxed);
+      at.filled.fetch_sub(1, relaxed);
       return false;
     }
     magazine& m = magazines_[*index];
@@ -58,7 +58,7 @@ class depot {
     shelf& at = shelves_[of_class];
     const auto index = at.full.try_pop(links_.data());
     if (!index) return 0;
-    at.count.fetch_sub(1, relaxed);  // a bound
+    at.filled.fetch_sub(1, relaxed);  // a bound
     const magazine& m = magazines_[*index];
     const std::size_t count = m.count;
     std::copy_n(m.blocks.begin(), count, out.begin());
@@ -66,13 +66,16 @@ class depot {
     return count;
   }
 
-  /// Puts blocks of a class into a parcel on an inbox. False: there is no empty magazine.
-  [[nodiscard]] bool send(free_list& inbox, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept {
+  /// Puts blocks of a class into a parcel on an inbox, each with the bytes of it that were not requested. False: there is no
+  /// empty magazine.
+  [[nodiscard]] bool send(free_list& inbox, std::size_t of_class, std::span<const std::uint32_t> blocks,
+                          const std::uint32_t* unused) noexcept {
     const auto index = empty_magazine();
     if (!index) return false;
     magazine& m = magazines_[*index];
     std::copy(blocks.begin(), blocks.end(), m.blocks.begin());
     m.count = static_cast<std::uint32_t>(blocks.size());
+    std::copy_n(unused, blocks.size(), m.unused.begin());
     m.of_class = static_cast<std::uint32_t>(of_class);
     inbox.push(links_.data(), *index);
     return true;
@@ -82,6 +85,7 @@ class depot {
     std::size_t of_class = 0;
     std::size_t count = 0;  ///< 0: the inbox was empty
     std::array<std::uint32_t, max_magazine_blocks> blocks;
+    std::array<std::uint32_t, max_magazine_blocks> unused;
   };
 
   /// Takes a parcel from an inbox.
@@ -93,13 +97,14 @@ class depot {
     p.of_class = m.of_class;
     p.count = m.count;
     std::copy_n(m.blocks.begin(), p.count, p.blocks.begin());
+    std::copy_n(m.unused.begin(), p.count, p.unused.begin());
     empty_.push(links_.data(), *index);
     return p;
   }
 
   /// Magazines of a class; exact while nobody pushes or pops.
   [[nodiscard]] std::uint32_t height(std::size_t of_class) const noexcept {
-    return shelves_[of_class].count.load(relaxed);  // a figure
+    return shelves_[of_class].filled.load(relaxed);  // a figure
   }
 
  private:
@@ -107,6 +112,7 @@ class depot {
     std::uint32_t count;
     std::uint32_t of_class;  ///< of a parcel
     std::array<std::uint32_t, max_magazine_blocks> blocks;
+    std::array<std::uint32_t, max_magazine_blocks> unused;  ///< of a parcel
   };
 
   /// An empty magazine, owned by the caller. A magazine's link is never `unlinked` between push and pop, and nobody but
@@ -123,7 +129,7 @@ class depot {
   reserved_array<atomic<link_code>> links_;
   struct shelf {
     free_list full;
-    atomic<std::uint32_t> count{0};
+    atomic<std::uint32_t> filled{0};
   };
 
   std::array<shelf, max_classes> shelves_{};

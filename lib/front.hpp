@@ -47,6 +47,7 @@ struct front_returns {
   atomic<std::uint32_t> count{0};  ///< atomic for statistics only
   std::uint32_t home = 0;          ///< of all of them
   std::uint32_t* blocks = nullptr;
+  std::uint32_t* unused = nullptr;  ///< bytes of each that were not requested
 };
 
 class alignas(64) front {

@@ -190,7 +190,7 @@ void pool::state::post_returns(front& of) noexcept {
     const std::uint32_t count = r.count.load(relaxed);  // ordered by outside()
     if (count == 0) continue;
     front& home = fronts_[r.home - 1];
-    if (!depot_.send(home.inbox, c, {r.blocks, count})) continue;  // no magazine left; the next pass has one
+    if (!depot_.send(home.inbox, c, {r.blocks, count}, r.unused)) continue;  // no magazine left; the next pass has one
     home.inbox_bytes.fetch_add(count * rules_[c].bytes, relaxed);  // a figure
     r.count.store(0, relaxed);
   }

@@ -131,7 +131,7 @@ void pool::state::set_rules() noexcept {
     rule.refill = static_cast<std::uint16_t>(std::clamp<std::uint64_t>(16 * 1024 / rule.bytes, 1, rule.batch));
     rule.magazines =
         static_cast<std::uint32_t>(std::clamp<std::uint64_t>(2 * budget / (rule.bytes * rule.batch), 2, 64));
-    blocks_per_front_ += rule.capacity + rule.batch;
+    blocks_per_front_ += std::size_t{rule.capacity} + 2 * std::size_t{rule.batch};
   }
 }
 
@@ -308,7 +308,8 @@ error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* r
     count_free(mine, requested);
     if (home != 0) {
       const auto granule = static_cast<std::uint32_t>(*offset >> granule_shift_);
-      deliver(of_class, home, {&granule, 1});
+      const auto unused = static_cast<std::uint32_t>(block.word.unused());
+      deliver(of_class, home, {&granule, 1}, &unused);
     } else {
       count_taken(mine, 0 - block.length);
       store_.give(block.n, block.word.sixteenths());
@@ -346,6 +347,7 @@ bool pool::state::return_home(void* pointer, std::size_t bytes) noexcept {
           return false;
         r.home = home;
         r.blocks[count] = static_cast<std::uint32_t>(offset >> granule_shift_);
+        r.unused[count] = static_cast<std::uint32_t>(seen.unused());
         r.count.store(count + 1, relaxed);  // own; others read it as a figure
         count_free(*mine, bytes);
         if (count + 1 < rules_[of_class].batch) return true;
@@ -362,6 +364,7 @@ bool pool::state::return_home(void* pointer, std::size_t bytes) noexcept {
 bool pool::state::send_returns(front& of, std::size_t of_class) noexcept {
   const slow_section marked(*this, &of);
   std::array<std::uint32_t, max_magazine_blocks> blocks;
+  std::array<std::uint32_t, max_magazine_blocks> unused;
   std::uint32_t count = 0;
   std::uint32_t home = 0;
   if (const front::stay inside(of); inside) {
@@ -369,20 +372,22 @@ bool pool::state::send_returns(front& of, std::size_t of_class) noexcept {
     count = r.count.load(relaxed);  // own
     home = r.home;
     std::copy_n(r.blocks, count, blocks.begin());
+    std::copy_n(r.unused, count, unused.begin());
     r.count.store(0, relaxed);  // own; others read it as a figure
   }
   if (count == 0) return false;
-  deliver(of_class, home, std::span(blocks).first(count));
+  deliver(of_class, home, std::span(blocks).first(count), unused.data());
   return true;
 }
 
 /// Puts a parcel into the inbox of a front, and sees to it that it does not lie there for ever: a front without a thread, or
 /// one whose thread does not come to look, is emptied by the sender.
-void pool::state::deliver(std::size_t of_class, std::uint32_t home, std::span<const std::uint32_t> blocks) noexcept {
+void pool::state::deliver(std::size_t of_class, std::uint32_t home, std::span<const std::uint32_t> blocks,
+                          const std::uint32_t* unused) noexcept {
   front& at = fronts_[home - 1];
   const std::uint64_t bytes = blocks.size() * rules_[of_class].bytes;
   const std::uint64_t waiting = at.inbox_bytes.fetch_add(bytes, relaxed) + bytes;  // a figure
-  while (!depot_.send(at.inbox, of_class, blocks)) {  // every magazine is in use: a pass empties some
+  while (!depot_.send(at.inbox, of_class, blocks, unused)) {  // every magazine is in use: a pass empties some
     const std::lock_guard lock(pass_mutex_);
     reclaim_caches();
   }
@@ -435,12 +440,17 @@ std::size_t pool::state::arrive(front& at, depot::parcel& p) noexcept {
   std::size_t valid = 0;
   for (std::size_t i = 0; i < p.count; ++i) {
     atomic<std::uint64_t>& word = store_.word(node_at(p.blocks[i], rule.shape));
-    if (word.load(relaxed) != block_word::returning(rule.shape.sixteenths, at.number).bits()) continue;
+    if (word.load(relaxed) != block_word::returning(rule.shape.sixteenths, at.number).bits()) {
+      // Counted as a free when it was sent, which it was not. Figures, all of them.
+      bad_frees_.fetch_add(1, relaxed);
+      frees_.fetch_sub(1, relaxed);
+      published_requested_.fetch_add(static_cast<std::int64_t>(rule.bytes - p.unused[i]), relaxed);
+      continue;
+    }
     word.store(block_word::cached(rule.shape.sixteenths).bits(), relaxed);  // at home; see block_word.hpp
     p.blocks[valid++] = p.blocks[i];
   }
-  bad_frees_.fetch_add(p.count - valid, relaxed);    // a figure
-  at.inbox_bytes.fetch_sub(bytes, relaxed);          // a figure
+  at.inbox_bytes.fetch_sub(bytes, relaxed);  // a figure
   p.count = valid;
   return valid;
 }
@@ -553,6 +563,8 @@ front* pool::state::new_front() noexcept {
     m.unrequested = block_word::live(m.sixteenths, rules_[c].bytes, f->number);
     blocks += m.capacity;
     f->returns[c].blocks = blocks;
+    blocks += rules_[c].batch;
+    f->returns[c].unused = blocks;
     blocks += rules_[c].batch;
   }
   f->publish_at = least_publish;

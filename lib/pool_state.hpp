@@ -106,7 +106,8 @@ class pool::state final : public detail::registered_pool {
   [[nodiscard]] bool return_home(void* pointer, std::size_t bytes) noexcept;
   [[nodiscard]] bool send_returns(detail::front& of, std::size_t of_class) noexcept;
   void adopt(detail::front& of) noexcept;
-  void deliver(std::size_t of_class, std::uint32_t home, std::span<const std::uint32_t> blocks) noexcept;
+  void deliver(std::size_t of_class, std::uint32_t home, std::span<const std::uint32_t> blocks,
+               const std::uint32_t* unused) noexcept;
   void unpack(detail::front& of, std::size_t of_class) noexcept;
   std::size_t arrive(detail::front& at, detail::depot::parcel& p) noexcept;
   std::size_t empty_inbox(detail::front& of) noexcept;

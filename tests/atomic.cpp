@@ -69,12 +69,6 @@ class mutual_look {
 
 TEST_SUITE("unit") {
 
-TEST_CASE("the atomics of the library need no lock") {
-  CHECK(atomic<std::uint64_t>().is_lock_free());
-  CHECK(atomic<std::uint32_t>().is_lock_free());
-  CHECK(atomic<bool>().is_lock_free());
-}
-
 TEST_CASE("whether the system has the barrier is decided once") {
   asymmetric_barrier::prepare();
   const bool available = asymmetric_barrier::available();

@@ -89,9 +89,9 @@ TEST_CASE("when every magazine is full, nothing more is taken; emptied ones serv
   std::array<std::uint32_t, max_magazine_blocks> out;
   free_list inbox;
   for (std::uint32_t number = 0; number < 3; ++number) CHECK(tested->push(number, batch(number, 2).span(), any_height));
-  CHECK(tested->send(inbox, 9, batch(3, 2).span()));
+  CHECK(tested->send(inbox, 9, batch(3, 2).span(), batch(3, 2).span().data()));
   CHECK_FALSE(tested->push(0, batch(4, 2).span(), any_height));
-  CHECK_FALSE(tested->send(inbox, 0, batch(4, 2).span()));
+  CHECK_FALSE(tested->send(inbox, 0, batch(4, 2).span(), batch(4, 2).span().data()));
   for (std::size_t round = 0; round < 10; ++round) {
     CHECK(tested->pop(round % 3, out) == 2);
     CHECK(tested->push((round + 1) % 3, batch(7, 2).span(), any_height));
@@ -108,14 +108,15 @@ TEST_CASE("a parcel keeps its class, and inboxes are apart") {
   const auto tested = make_depot(10);
   free_list inboxes[2];
   CHECK(tested->receive(inboxes[0]).count == 0);
-  CHECK(tested->send(inboxes[0], 5, batch(50, 3).span()));
-  CHECK(tested->send(inboxes[1], 6, batch(60, 4).span()));
-  CHECK(tested->send(inboxes[0], 7, batch(70, max_magazine_blocks).span()));
+  CHECK(tested->send(inboxes[0], 5, batch(50, 3).span(), batch(50, 3).span().data()));
+  CHECK(tested->send(inboxes[1], 6, batch(60, 4).span(), batch(60, 4).span().data()));
+  CHECK(tested->send(inboxes[0], 7, batch(70, max_magazine_blocks).span(), batch(70, max_magazine_blocks).span().data()));
   for (const auto& [inbox, of_class, count] : {std::array{0U, 7U, per_batch}, {0U, 5U, 3U}, {1U, 6U, 4U}}) {
     const depot::parcel p = tested->receive(inboxes[inbox]);
     CHECK(p.of_class == of_class);
     CHECK(p.count == count);
     CHECK(number_of(std::span(p.blocks).first(p.count)) == of_class * 10);
+    CHECK(number_of(std::span(p.unused).first(p.count)) == of_class * 10);
   }
   for (free_list& inbox : inboxes) CHECK(tested->receive(inbox).count == 0);
 }
@@ -148,7 +149,8 @@ TEST_CASE("threads exchange batches through few magazines: each arrives whole, o
         const auto number = static_cast<std::uint32_t>(self) * per_thread + step;
         const std::size_t place = uniform(random, 0, 3);
         const batch next(number, uniform(random, 1, max_magazine_blocks));
-        mine += place < 2 ? tested->push(place, next.span(), 8) : tested->send(inboxes[place - 2], place, next.span());
+        mine += place < 2 ? tested->push(place, next.span(), 8)
+                          : tested->send(inboxes[place - 2], place, next.span(), next.span().data());
         if (const std::size_t count = tested->pop(uniform(random, 0, 1), out)) receive(std::span(out).first(count));
         const std::size_t box = uniform(random, 0, 1);
         const depot::parcel p = tested->receive(inboxes[box]);
