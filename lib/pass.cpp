@@ -13,8 +13,9 @@ using namespace detail;
 
 namespace {
 
-/// Free memory that is always allowed beside the slack, so that small pools do not run passes.
-constexpr std::size_t least_slack = std::size_t{1} << 20;
+/// The slack is at least this much, and this much for each front: what caches hold in a program whose blocks are few.
+constexpr std::size_t least_slack = std::size_t{16} << 20;
+constexpr std::size_t least_slack_per_front = std::size_t{4} << 20;
 
 /// What passes that relieve the soft limit may cost. Each operation earns one credit, and a pass costs this many; savings
 /// carry a program through a change of phase. A pass releases at least a part of what is committed, so that the next is
@@ -65,8 +66,9 @@ void pool::state::relieve(std::size_t bytes) noexcept {
   arena& memory = store_.memory();
   raise_peak_requested(requested_now());
   const auto peak = static_cast<std::size_t>(std::max<std::int64_t>(peak_requested_.load(relaxed), 0));  // a figure
-  const auto slack = static_cast<std::size_t>(static_cast<double>(peak) * settings_.slack);
-  memory.set_soft_limit(std::max(memory.soft_limit(), peak + slack + least_slack));
+  const std::size_t least = least_slack + front_count_.load(acquire) * least_slack_per_front;  // a figure
+  const auto slack = std::max(static_cast<std::size_t>(static_cast<double>(peak) * settings_.slack), least);
+  memory.set_soft_limit(std::max(memory.soft_limit(), peak + slack));
   const auto excess = [&] {
     const std::size_t wanted = memory.committed() + bytes;
     return wanted > memory.soft_limit() ? wanted - memory.soft_limit() : 0;

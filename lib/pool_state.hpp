@@ -26,7 +26,7 @@
 
 namespace orderly {
 
-class pool::state final : public detail::registered_pool {
+class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
  public:
   /// Throws std::invalid_argument, out_of_memory, std::bad_alloc.
   state(std::unique_ptr<memory_source> source, const options& settings);

@@ -120,7 +120,7 @@ TEST_CASE("owner and pass are never inside at once, and lose none of each other'
   std::uint64_t passes = 0;
   run_threads(2, [&](std::size_t index) {
     if (index == 0) {
-      while (!done.load(std::memory_order_relaxed)) {
+      while (!done.load(std::memory_order_relaxed) || stays == 0) {
         if (const front::stay inside(*f); inside) {
           found.expect(counters.increment(), "the pass is inside beside the owner");
           ++stays;

@@ -177,12 +177,15 @@ TEST_CASE("every trim and every defragment is a pass; what fits needs none") {
   CHECK(tested.stats().passes == 4);
 }
 
+/// What may lie idle in a pool that one thread uses, however little is live.
+constexpr std::size_t least_slack = 20 * mib;
+
 TEST_CASE("memory that lies idle in one size is moved to another before more is committed") {
   pool tested(options{.capacity = 256 * mib});
   alternate(tested, 2);
   const statistics stats = tested.stats();
   CHECK(stats.peak_requested == 24 * mib);
-  CHECK(stats.peak_committed <= 24 * mib + 24 * mib / 5 + mib + chunk);
+  CHECK(stats.peak_committed <= 24 * mib + least_slack + chunk);
   CHECK(stats.passes > 0);
 }
 
@@ -192,7 +195,7 @@ TEST_CASE("how much may lie idle is the user's to say") {
     pool tested(options{.capacity = 256 * mib, .slack = slack});
     alternate(tested, 2);
     const statistics stats = tested.stats();
-    CHECK(static_cast<double>(stats.peak_committed) <= (1 + slack) * 24 * mib + mib + chunk);
+    CHECK(static_cast<double>(stats.peak_committed) <= 24 * mib + std::max(slack * 24 * mib, 1.0 * least_slack) + chunk);
     if (slack >= 1) CHECK(stats.peak_committed == 48 * mib);  // nothing was moved
   }
 }

@@ -44,7 +44,7 @@ struct options {
   std::size_t limit = 0;
 
   /// Free memory that the pool keeps committed before it moves memory from where it lies idle to where it is needed,
-  /// as a fraction of the peak of requested bytes.
+  /// as a fraction of the peak of requested bytes; at least 16 MiB and 4 MiB for each thread that uses the pool.
   double slack = 0.2;
 
   out_of_memory_handler on_out_of_memory = nullptr;          ///< empty: fail at once

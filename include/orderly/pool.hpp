@@ -102,7 +102,7 @@ class ORDERLY_API pool {
   void deallocate_cold(void* pointer, std::size_t bytes) noexcept;
   void visit_blocks(void (*visit)(void*, const block_info&), void* context) const;
 
-  class state;
+  class ORDERLY_LOCAL state;
   state* state_;
 };
 
