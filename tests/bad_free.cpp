@@ -139,6 +139,7 @@ class by_pmr final : public cpp_entrance {
  public:
   by_pmr() : cpp_entrance([this](const bad_free& report) { report_ = report; }), resource_(pool_) {}
   outcome free(void* pointer, std::size_t bytes) override {
+    if (pointer == nullptr) return {error::none, std::nullopt};  // std::pmr takes blocks only
     report_.reset();
     std::pmr::memory_resource& resource = resource_;
     resource.deallocate(pointer, bytes, 1);

@@ -42,7 +42,7 @@ class buffer {
   }
   [[nodiscard]] bool intact() const noexcept {
     for (std::size_t index = 0; index < guard; ++index) {
-      if (start_[index - guard] != 0x77 || start_[bytes_ + index] != 0x77) return false;
+      if ((start_ - guard)[index] != 0x77 || start_[bytes_ + index] != 0x77) return false;
     }
     return true;
   }
