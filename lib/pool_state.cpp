@@ -35,9 +35,9 @@ constexpr std::uint64_t most_addresses = std::uint64_t{1} << 46;
   const std::size_t granule = o.granule == 0 ? default_granule : o.granule;
   if (!std::has_single_bit(granule) || granule < least_granule || granule > most_granule)
     invalid("granule " + std::to_string(granule) + " is not a power of two from 16 to 65536");
-  std::size_t capacity = o.capacity;
-  if (source->capacity() != 0) capacity = capacity == 0 ? source->capacity() : capacity;
+  std::size_t capacity = o.capacity != 0 ? o.capacity : source->capacity();
   if (capacity == 0) invalid("capacity is not given, and the source does not know one");
+  if (o.capacity == 0) capacity = std::min<std::size_t>(capacity, most_addresses);
   if (capacity > most_addresses) invalid("capacity " + std::to_string(capacity) + " is above 64 TiB");
   if (!(o.slack >= 0 && o.slack <= 16)) invalid("slack is not a fraction from 0 to 16");
   if (!source->is_virtual()) {
@@ -51,13 +51,20 @@ constexpr std::uint64_t most_addresses = std::uint64_t{1} << 46;
             std::to_string(source->granularity()));
   if (chunk > std::size_t{1} << 32) invalid("chunk " + std::to_string(chunk) + " is above 4 GiB");
   if (o.limit != 0 && o.limit < chunk) invalid("limit " + std::to_string(o.limit) + " is below one chunk");
-  const geometry g = virtual_geometry(granule, chunk, capacity, o.limit);
-  if (g.bytes(g.tree_granules) < g.capacity)
-    invalid("capacity " + std::to_string(capacity) + " is too large for the granule; use a granule of at least " +
-            std::to_string(granule * 2));
-  if (g.bytes(g.total_granules) > most_addresses)
+  for (;;) {
+    const geometry g = virtual_geometry(granule, chunk, capacity, o.limit);
+    const bool tree_is_long_enough = g.bytes(g.tree_granules) >= g.capacity;
+    const bool addresses_exist = g.bytes(g.total_granules) <= most_addresses;
+    if (tree_is_long_enough && addresses_exist) return g;
+    if (o.capacity == 0) {  // nobody asked for so much
+      capacity -= capacity / 16;
+      continue;
+    }
+    if (!tree_is_long_enough)
+      invalid("capacity " + std::to_string(capacity) + " is too large for the granule; use a granule of at least " +
+              std::to_string(granule * 2));
     invalid("capacity " + std::to_string(capacity) + " needs more addresses than a process has; lower it");
-  return g;
+  }
 }
 
 [[nodiscard]] node node_at(std::uint32_t granule, block_shape shape) noexcept {
@@ -579,16 +586,20 @@ void pool::state::detach(front& of) noexcept {
     while (of.returns[c].count.load(relaxed) != 0)  // own
       if (!send_returns(of, c)) wait_for_pass();
   }
-  const slow_section marked(*this, &of);
   for (bool drained = false; !drained;) {
-    if (const front::stay inside(of); inside) {
-      drain(of);
-      drained = true;
+    {
+      const slow_section marked(*this, &of);
+      if (const front::stay inside(of); inside) {
+        drain(of);
+        drained = true;
+      }
     }
     if (!drained) wait_for_pass();
   }
   publish_requested(of);
   of.detach();
+  // From here on the front may be another thread's, its marks included.
+  const slow_section marked(*this, nullptr);
   adopt(of);
 }
 

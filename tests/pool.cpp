@@ -122,6 +122,31 @@ TEST_CASE("a capacity that no machine has is refused by an exception, never by a
   }
 }
 
+TEST_CASE("a source with more than a pool can address is used as far as addresses go") {
+  struct vast_source final : memory_source {  // of addresses that nobody touches
+    [[nodiscard]] std::size_t granularity() const noexcept override { return 4 * kib; }
+    [[nodiscard]] std::size_t preferred_chunk() const noexcept override { return 64 * kib; }
+    [[nodiscard]] std::size_t capacity() const noexcept override { return std::size_t{6} << 40; }
+    [[nodiscard]] bool is_virtual() const noexcept override { return true; }
+    [[nodiscard]] void* reserve(std::size_t, std::size_t) noexcept override {
+      return reinterpret_cast<void*>(std::uintptr_t{1} << 40);
+    }
+    void release(void*, std::size_t) noexcept override {}
+    [[nodiscard]] bool commit(void*, std::size_t) noexcept override { return true; }
+    [[nodiscard]] bool decommit(void*, std::size_t) noexcept override { return true; }
+  };
+  pool vast(std::make_unique<vast_source>());
+  CHECK(vast.capacity() >= std::size_t{512} << 30);
+  CHECK(vast.capacity() < std::size_t{6} << 40);
+  for (const std::size_t bytes : {std::size_t{1}, mib, vast.capacity()}) {
+    void* const block = vast.try_allocate(bytes);
+    REQUIRE(block != nullptr);
+    CHECK(vast.try_deallocate(block, bytes) == error::none);
+  }
+  CHECK_THROWS_AS(pool(std::make_unique<vast_source>(), options{.capacity = std::size_t{6} << 40}),
+                  std::invalid_argument);
+}
+
 TEST_CASE("a block is usable over its whole length and distinct from every other") {
   pool tested(options{.capacity = 16 * mib});
   std::map<unsigned char*, std::size_t> blocks;

@@ -25,6 +25,7 @@ TINY = HEADER + """1,0.1,allocate,0x100,300000,0
 1,0.5,free,0x200,100000,0
 """
 TINY_PEAK = 400000
+TINY_TOTAL = 450000
 
 NUMBERS = ("operations", "failures", "bad_frees", "ns_per_operation", "p50_ns", "p99_ns", "p999_ns", "max_ns",
            "peak_live_bytes")
@@ -204,7 +205,8 @@ class CommandLine(unittest.TestCase):
         for row in rows:
             self.check_shape(row)
             self.assertEqual((row["operations"], row["threads"], row["order"]), (15, 2, "free"))
-            self.assertLessEqual(row["peak_live_bytes"], 3 * TINY_PEAK)
+            # A thread may allocate all it ever does before the other frees anything.
+            self.assertLessEqual(row["peak_live_bytes"], 3 * TINY_TOTAL)
 
     def test_the_table(self):
         text = self.run_program("-a", "best-fit", "--find-limit", self.file("tiny.csv", TINY)).stdout
