@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 
 namespace orderly::detail {
@@ -16,6 +17,9 @@ inline constexpr auto acquire = std::memory_order_acquire;
 inline constexpr auto release = std::memory_order_release;
 inline constexpr auto acq_rel = std::memory_order_acq_rel;
 inline constexpr auto seq_cst = std::memory_order_seq_cst;
+
+/// Bytes that one core's writes take from the others: a cache line, and the neighbour that processors fetch with it.
+inline constexpr std::size_t interference = 128;
 
 static_assert(atomic<std::uint64_t>::is_always_lock_free);
 static_assert(atomic<std::uint32_t>::is_always_lock_free);

@@ -18,12 +18,12 @@ std::size_t block_store::take_from(node n, block_shape block, std::span<std::uin
   n = tree_.split(n, order);
   if (block.sixteenths != whole) {
     tree_.carve(n, block.sixteenths);
-    out[0] = static_cast<std::uint32_t>(n.granule());
+    out[0] = n.index;
     return 1;
   }
   const std::uint32_t first = tree_.shatter(n, block.order);
   const std::size_t count = std::size_t{1} << (n.order - block.order);
-  for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<std::uint32_t>((first + i) << block.order);
+  for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<std::uint32_t>(first + i);
   return count;
 }
 
@@ -59,9 +59,9 @@ std::size_t block_store::take(block_shape block, std::span<std::uint32_t> out, c
 std::optional<node> block_store::take_one(block_shape block, std::uint64_t granules, ceiling up_to,
                                           refusal& why) noexcept {
   if (shape().in_tree(block.order)) {
-    std::uint32_t granule = 0;
-    if (take(block, {&granule, 1}, up_to, why) == 0) return std::nullopt;
-    return node{granule >> block.order, block.order};
+    std::uint32_t index = 0;
+    if (take(block, {&index, 1}, up_to, why) == 0) return std::nullopt;
+    return node{index, block.order};
   }
   const std::uint64_t chunks = (granules + (std::uint64_t{1} << shape().chunk_order) - 1) >> shape().chunk_order;
   return slots_.take(block.order, chunks, up_to, why);

@@ -27,8 +27,8 @@ class block_store {
   [[nodiscard]] const arena& memory() const noexcept { return memory_; }
   [[nodiscard]] const buddy& tree() const noexcept { return tree_; }
 
-  /// Takes blocks of one shape from the tree; they are left owned, their granules in `out`. Returns how many; `why` says
-  /// what kept it from more. Pre: the order is in the tree.
+  /// Takes blocks of one shape from the tree; they are left owned, the indices of their nodes in `out`. Returns how many;
+  /// `why` says what kept it from more. Pre: the order is in the tree.
   std::size_t take(block_shape shape, std::span<std::uint32_t> out, ceiling up_to, refusal& why) noexcept;
 
   /// Takes one block of any order. Left owned.

@@ -39,6 +39,7 @@
 /// of the rest never finds its buddy free and never merges into the block.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "orderly/error.hpp"
@@ -95,6 +96,11 @@ class block_word {
     return block_word(bits_ - (bytes << unused_shift));
   }
 
+  /// For an unrequested live block: the n for which with_requested(n) is `other`; 2^42 or more if there is none.
+  [[nodiscard]] constexpr std::uint64_t requested_in(block_word other) const noexcept {
+    return std::rotr(bits_ - other.bits_, unused_shift);
+  }
+
   [[nodiscard]] constexpr block_state state() const noexcept { return static_cast<block_state>(bits_ & 0xF); }
   [[nodiscard]] constexpr unsigned sixteenths() const noexcept { return static_cast<unsigned>(bits_ >> 4) & 0x1F; }
   [[nodiscard]] constexpr unsigned home() const noexcept {
@@ -111,7 +117,7 @@ class block_word {
  private:
   // 4 bits of state, 5 of sixteenths, 13 of home, 42 of unused bytes: less than a sixteenth of the largest order.
   static constexpr unsigned home_shift = 9;
-  static constexpr unsigned unused_shift = 22;
+  static constexpr int unused_shift = 22;
 
   [[nodiscard]] static constexpr block_word of(block_state state, unsigned sixteenths, std::uint64_t unused) noexcept {
     return block_word(static_cast<std::uint64_t>(state) | std::uint64_t{sixteenths} << 4 | unused << unused_shift);

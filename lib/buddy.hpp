@@ -66,8 +66,19 @@ class buddy {
   /// Gives an owned block back and merges it as far as it goes.
   void give(node n, unsigned sixteenths) noexcept;
 
-  [[nodiscard]] atomic<std::uint64_t>& word(node n) const noexcept { return words_[n.order][n.index]; }
+  [[nodiscard]] atomic<std::uint64_t>& word(node n) const noexcept {
+    return words_[n.order][std::size_t{n.index} << spacing_[n.order]];
+  }
   [[nodiscard]] atomic<std::uint64_t>* words(unsigned order) const noexcept { return words_[order]; }
+
+  /// log2 of the distance, in words, between the words of neighbours of an order.
+  [[nodiscard]] unsigned spacing(unsigned order) const noexcept { return spacing_[order]; }
+
+  /// Where a node's word lies in words(order).
+  [[nodiscard]] std::uint32_t position(node n) const noexcept { return n.index << spacing_[n.order]; }
+  [[nodiscard]] node at_position(std::uint32_t position, unsigned order) const noexcept {
+    return {position >> spacing_[order], static_cast<std::uint8_t>(order)};
+  }
   [[nodiscard]] block_word look(node n) const noexcept { return block_word(word(n).load(acquire)); }  // W, as a look
 
   /// Roots that have ever been used: the tree below any other is untouched.
@@ -102,6 +113,7 @@ class buddy {
   geometry shape_;
   const chunk_table* chunks_ = nullptr;
   std::array<atomic<std::uint64_t>*, max_orders> words_{};
+  std::array<std::uint8_t, max_orders> spacing_{};
   reserved_array<atomic<std::uint64_t>> word_table_;
   reserved_array<atomic<link_code>> link_table_;
   std::array<std::array<hints, kinds>, max_orders> free_{};

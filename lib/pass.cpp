@@ -131,7 +131,7 @@ void* pool::state::press_locked(const request& wanted) noexcept {
 std::uint64_t pool::state::operations() const noexcept {
   std::uint64_t sum = 0;
   const std::size_t count = front_count_.load(acquire);  // new_front()
-  for (std::size_t i = 0; i < count; ++i) sum += fronts_[i].watch().sequence / 2;
+  for (std::size_t i = 0; i < count; ++i) sum += fronts_[i].watch().calls;
   return sum;
 }
 
@@ -143,7 +143,7 @@ pool::state::activity pool::state::watch() const noexcept {
   for (std::size_t i = 0; i < count; ++i) {
     if (mine == &fronts_[i]) continue;
     const front::activity of = fronts_[i].watch();
-    sum.steps += of.sequence + of.slow;
+    sum.steps += of.calls + of.slow;
     sum.inside = sum.inside || !of.idle();
   }
   const std::uint64_t ended = frontless_ended_.load(seq_cst);

@@ -30,47 +30,44 @@ pool& pool::operator=(pool&& other) noexcept {
 
 pool::~pool() { delete state_; }
 
-// Each hot function ends in a call of a cold one with the same arguments, so that it needs no stack frame.
+void* pool::allocate(std::size_t bytes) {
+  if (state_ == nullptr) [[unlikely]]
+    return allocate_cold(bytes, 1);
+  return state_->allocate_hot(bytes, [bytes, at = state_] { return at->allocate_or_throw(bytes, 1); });
+}
 
 void* pool::allocate(std::size_t bytes, std::size_t alignment) {
-  if (state_ != nullptr) [[likely]]
-    if (void* const block = state_->allocate_hot(bytes, alignment)) [[likely]]
-      return block;
+  if (state_ != nullptr && state_->aligned_by_granule(alignment)) [[likely]]
+    return allocate(bytes);
   return allocate_cold(bytes, alignment);
 }
 
+void* pool::try_allocate(std::size_t bytes) noexcept {
+  if (state_ == nullptr) [[unlikely]]
+    return nullptr;
+  return state_->allocate_hot(bytes, [bytes, at = state_]() noexcept { return at->allocate_or_null(bytes, 1); });
+}
+
 void* pool::try_allocate(std::size_t bytes, std::size_t alignment) noexcept {
-  if (state_ != nullptr) [[likely]]
-    if (void* const block = state_->allocate_hot(bytes, alignment)) [[likely]]
-      return block;
-  return try_allocate_cold(bytes, alignment);
+  if (state_ == nullptr) return nullptr;
+  return state_->aligned_by_granule(alignment) ? try_allocate(bytes) : state_->allocate_or_null(bytes, alignment);
 }
 
 void pool::deallocate(void* pointer, std::size_t bytes) noexcept {
-  if (state_ != nullptr) [[likely]]
-    if (state_->deallocate_hot(pointer, bytes)) [[likely]]
-      return;
-  deallocate_cold(pointer, bytes);
+  if (state_ == nullptr) [[unlikely]]
+    return deallocate_gone(pointer, bytes);
+  state_->deallocate_hot(pointer, bytes, [pointer, bytes, at = state_]() noexcept {
+    return at->deallocate_or_report(pointer, bytes);
+  });
 }
 
-[[gnu::noinline]] void* pool::allocate_cold(std::size_t bytes, std::size_t alignment) {
+void* pool::allocate_cold(std::size_t bytes, std::size_t alignment) {
   if (state_ == nullptr) throw std::invalid_argument("orderly::pool: allocate on a pool that was moved from");
   if (!state_->aligns(alignment)) throw_misaligned(alignment);
-  if (void* const block = state_->allocate_slow(bytes, alignment)) return block;
-  throw out_of_memory(bytes, state_->stats().committed, state_->shape().limit);
+  return state_->allocate_or_throw(bytes, alignment);
 }
 
-[[gnu::noinline]] void* pool::try_allocate_cold(std::size_t bytes, std::size_t alignment) noexcept {
-  if (state_ == nullptr || !state_->aligns(alignment)) return nullptr;
-  try {
-    return state_->allocate_slow(bytes, alignment);
-  } catch (...) {  // the out-of-memory handler's
-    return nullptr;
-  }
-}
-
-[[gnu::noinline]] void pool::deallocate_cold(void* pointer, std::size_t bytes) noexcept {
-  if (state_ != nullptr) return state_->deallocate_or_report(pointer, bytes);
+[[gnu::noinline]] void pool::deallocate_gone(void* pointer, std::size_t bytes) noexcept {
   if (pointer != nullptr) on_bad_free::print({.code = error::pool_gone, .pointer = pointer, .bytes = bytes});
 }
 
@@ -78,9 +75,8 @@ void pool::deallocate(void* pointer) noexcept { deallocate(pointer, 0); }
 
 error pool::try_deallocate(void* pointer, std::size_t bytes, bad_free* report) noexcept {
   if (state_ != nullptr) [[likely]] {
-    if (state_->deallocate_hot(pointer, bytes)) [[likely]]
-      return error::none;
-    return state_->deallocate_slow(pointer, bytes, report);
+    return state_->deallocate_hot(pointer, bytes,
+                                  [&]() noexcept { return state_->deallocate_slow(pointer, bytes, report); });
   }
   if (pointer == nullptr) return error::none;
   if (report != nullptr) *report = {.code = error::pool_gone, .pointer = pointer, .bytes = bytes};

@@ -25,6 +25,10 @@ constexpr std::uint64_t most_front_bytes = std::uint64_t{1} << 20;
 constexpr std::int64_t least_publish = 64 * 1024;
 constexpr std::int64_t most_publish = 16 * 1024 * 1024;
 
+/// Fronts that publish more often than that raise their bound: threads that write to one cache line all the time run one
+/// after the other.
+constexpr std::uint64_t calls_per_publish = 4096;
+
 /// A pool reserves about 2 x capacity for each order above the root; user space has 2^47 bytes on most machines.
 constexpr std::uint64_t most_addresses = std::uint64_t{1} << 46;
 
@@ -67,9 +71,6 @@ constexpr std::uint64_t most_addresses = std::uint64_t{1} << 46;
   }
 }
 
-[[nodiscard]] node node_at(std::uint32_t granule, block_shape shape) noexcept {
-  return {granule >> shape.order, shape.order};
-}
 
 }  // namespace
 
@@ -103,8 +104,10 @@ pool::state::state(std::unique_ptr<memory_source> source, const options& setting
   set_rules();
   const std::size_t limit = shape().limit;
   if (!store_.open() || !depot_.open(1U << 20) || !fronts_.reserve(most_fronts) ||
-      !front_blocks_.reserve(most_fronts * blocks_per_front_))
+      !front_blocks_.reserve(most_fronts * blocks_per_front_) || !class_table_.reserve(front_granules_))
     throw out_of_memory(shape().capacity, 0, limit);
+  for (std::uint64_t last_granule = 0; last_granule < front_granules_; ++last_granule)
+    class_table_[last_granule] = static_cast<std::uint8_t>(class_of(last_granule + 1));
   base_ = store_.memory().base();
   granule_shift_ = shape().granule_shift;
   hot_alignments_ = shape().granule_bytes();
@@ -140,6 +143,8 @@ void pool::state::set_rules() noexcept {
         static_cast<std::uint32_t>(std::clamp<std::uint64_t>(2 * budget / (rule.bytes * rule.batch), 2, 64));
     blocks_per_front_ += std::size_t{rule.capacity} + 2 * std::size_t{rule.batch};
   }
+  constexpr std::size_t per_line = interference / sizeof(std::uint32_t);
+  blocks_per_front_ = (blocks_per_front_ + per_line - 1) / per_line * per_line;  // no line serves two threads
 }
 
 // ------------------------------------------------------------------------------------------------------- requests
@@ -148,8 +153,18 @@ bool pool::state::aligns(std::size_t alignment) const noexcept {
   return std::has_single_bit(alignment) && (alignment <= shape().granule_bytes() || alignment <= max_alignment_);
 }
 
-void* pool::state::allocate_slow(std::size_t bytes, std::size_t alignment) {
-  return allocate_slow(work_out(bytes, alignment));
+void* pool::state::allocate_or_throw(std::size_t bytes, std::size_t alignment) {
+  if (void* const block = allocate_slow(work_out(bytes, alignment))) return block;
+  throw out_of_memory(bytes, store_.memory().committed(), shape().limit);
+}
+
+void* pool::state::allocate_or_null(std::size_t bytes, std::size_t alignment) noexcept {
+  if (!aligns(alignment)) return nullptr;
+  try {
+    return allocate_slow(work_out(bytes, alignment));
+  } catch (...) {  // the out-of-memory handler's
+    return nullptr;
+  }
 }
 
 pool::state::request pool::state::work_out(std::size_t bytes, std::size_t alignment) const noexcept {
@@ -183,8 +198,15 @@ void* pool::state::hand_out(front* of, const request& wanted, node n) noexcept {
   const unsigned home = of != nullptr && wanted.of_class != no_class ? of->number : 0;
   // owned -> live, or cached -> live for a block of a magazine in hand: nobody else may touch the word.
   store_.word(n).store(block_word::live(wanted.shape.sixteenths, length - wanted.bytes, home).bits(), relaxed);
-  count_allocation(of, wanted.bytes);
-  return store_.memory().address(shape().granule(n));
+  void* const block = store_.memory().address(shape().granule(n));
+  if (of != nullptr) {
+    front::add(of->allocations, 1);
+    return count_requested(*of, wanted.bytes, block);
+  }
+  const auto before = published_requested_.fetch_add(static_cast<std::int64_t>(wanted.bytes), relaxed);  // a figure
+  raise_peak_requested(before + static_cast<std::int64_t>(wanted.bytes));
+  allocations_.fetch_add(1, relaxed);  // a figure
+  return block;
 }
 
 void* pool::state::allocate_direct(front* of, const request& wanted, ceiling up_to, refusal& why) noexcept {
@@ -194,12 +216,21 @@ void* pool::state::allocate_direct(front* of, const request& wanted, ceiling up_
   return hand_out(of, wanted, *n);
 }
 
+/// The hot path's work, also where entering a front takes an exchange.
+void* pool::state::allocate_in_front(std::size_t bytes) noexcept {
+  return allocate_here<front::stay>(bytes, []() noexcept { return nullptr; });
+}
+
+bool pool::state::deallocate_in_front(void* pointer, std::size_t bytes) noexcept {
+  return deallocate_here<front::stay>(pointer, bytes, []() noexcept { return error::double_free; }) == error::none;
+}
+
 /// What came home, a magazine of the depot, or a batch of the store: one block for the caller, the rest for the front.
 void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refusal& why) noexcept {
   const class_rule& rule = rules_[wanted.of_class];
   if (of.inbox.peek()) {
     unpack(of, wanted.of_class);
-    if (void* const block = allocate_hot(wanted.bytes, 1)) return block;
+    if (void* const block = allocate_in_front(wanted.bytes)) return block;
   }
   std::array<std::uint32_t, max_magazine_blocks> blocks;
   std::size_t count = depot_.pop(wanted.of_class, blocks);
@@ -207,10 +238,13 @@ void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refus
     count = store_.take(rule.shape, std::span(blocks).first(rule.refill), up_to, why);
     if (count == 0) return nullptr;
     count_taken(&of, count * rule.bytes);
-    for (std::size_t i = 1; i < count; ++i)  // owned -> cached: still ours
-      store_.word(node_at(blocks[i], rule.shape)).store(block_word::cached(rule.shape.sixteenths).bits(), relaxed);
+    for (std::size_t i = 0; i < count; ++i) {
+      const node n{blocks[i], rule.shape.order};
+      if (i != 0) store_.word(n).store(block_word::cached(rule.shape.sixteenths).bits(), relaxed);  // owned: still ours
+      blocks[i] = store_.tree().position(n);
+    }
   }
-  void* const block = hand_out(&of, wanted, node_at(blocks[0], rule.shape));
+  void* const block = hand_out(&of, wanted, store_.tree().at_position(blocks[0], rule.shape.order));
   std::size_t kept = 1;
   if (const front::stay inside(of); inside) {
     front_magazine& m = of.magazines[wanted.of_class];
@@ -225,6 +259,8 @@ void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refus
 
 void* pool::state::allocate_once(const request& wanted) noexcept {
   front* const mine = this_front();
+  if (!asymmetric_barrier::available() && wanted.of_class != no_class)  // where the hot path never enters
+    if (void* const block = allocate_in_front(wanted.bytes)) return block;
   refusal why = refusal::none;
   const auto attempt = [&](ceiling up_to) {
     const slow_section marked(*this, mine);
@@ -265,9 +301,11 @@ void* pool::state::allocate_slow(const request& wanted) {
 
 // ------------------------------------------------------------------------------------------------------------ free
 
-void pool::state::deallocate_or_report(void* pointer, std::size_t bytes) noexcept {
+error pool::state::deallocate_or_report(void* pointer, std::size_t bytes) noexcept {
   bad_free report;
-  if (deallocate_slow(pointer, bytes, &report) != error::none && settings_.on_bad_free) settings_.on_bad_free(report);
+  const error code = deallocate_slow(pointer, bytes, &report);
+  if (code != error::none && settings_.on_bad_free) settings_.on_bad_free(report);
+  return code;
 }
 
 /// True if a request of that size gets a block like this one; 0: unknown.
@@ -283,7 +321,9 @@ bool pool::state::accepts(const block_store::found& block, std::size_t bytes) co
 }
 
 error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* report) noexcept {
-  if (pointer == nullptr || return_home(pointer, bytes)) return error::none;
+  if (pointer == nullptr) return error::none;
+  if (!asymmetric_barrier::available() && deallocate_in_front(pointer, bytes)) return error::none;
+  if (return_home(pointer, bytes)) return error::none;
   front* const mine = this_front();
   const auto offset = store_.memory().offset(pointer);
   for (;;) {
@@ -303,7 +343,7 @@ error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* r
         if (return_home(pointer, requested)) return error::none;
       } else {
         if (mine->magazines[of_class].count.load(relaxed) == rules_[of_class].capacity) spill(*mine, of_class);  // own
-        if (deallocate_hot(pointer, requested)) return error::none;
+        if (deallocate_in_front(pointer, requested)) return error::none;
       }
     }
     const slow_section marked(*this, mine);
@@ -314,9 +354,9 @@ error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* r
     if (!store_.word(block.n).compare_exchange_strong(expected, next.bits(), relaxed, relaxed)) continue;
     count_free(mine, requested);
     if (home != 0) {
-      const auto granule = static_cast<std::uint32_t>(*offset >> granule_shift_);
       const auto unused = static_cast<std::uint32_t>(block.word.unused());
-      deliver(of_class, home, {&granule, 1}, &unused);
+      const std::uint32_t position = store_.tree().position(block.n);
+      deliver(of_class, home, {&position, 1}, &unused);
     } else {
       count_taken(mine, 0 - block.length);
       store_.give(block.n, block.word.sixteenths());
@@ -332,11 +372,11 @@ bool pool::state::return_home(void* pointer, std::size_t bytes) noexcept {
   const std::uint64_t offset = reinterpret_cast<std::uintptr_t>(pointer) - reinterpret_cast<std::uintptr_t>(base_);
   front* const mine = this_thread_fronts.find(serial());
   if (mine == nullptr || last_granule >= front_granules_ || offset >= tree_bytes_) return false;
-  const std::size_t of_class = class_of(last_granule + 1);
+  const std::size_t of_class = class_table_[last_granule];
   const front_magazine& m = mine->magazines[of_class];
-  const unsigned block_shift = m.order + granule_shift_;
-  if ((offset & ((std::uint64_t{1} << block_shift) - 1)) != 0) return false;
-  atomic<std::uint64_t>& word = m.words[offset >> block_shift];
+  if ((offset & m.offset_mask) != 0) return false;
+  const std::uint64_t position = offset >> m.shift;
+  atomic<std::uint64_t>& word = m.words[position];
   front_returns& r = mine->returns[of_class];
   for (;;) {
     bool full = false;
@@ -350,13 +390,13 @@ bool pool::state::return_home(void* pointer, std::size_t bytes) noexcept {
         std::uint64_t expected = seen.bits();
         // live -> returning, the check of this free: of several threads that free one block, one CAS succeeds. Relaxed:
         // the parcel hands the block on.
-        if (!word.compare_exchange_strong(expected, block_word::returning(m.sixteenths, home).bits(), relaxed, relaxed))
+        if (!word.compare_exchange_strong(expected, block_word::returning(m.cached.sixteenths(), home).bits(), relaxed, relaxed))
           return false;
         r.home = home;
-        r.blocks[count] = static_cast<std::uint32_t>(offset >> granule_shift_);
+        r.blocks[count] = static_cast<std::uint32_t>(position);
         r.unused[count] = static_cast<std::uint32_t>(seen.unused());
         r.count.store(count + 1, relaxed);  // own; others read it as a figure
-        count_free(*mine, bytes);
+        count_free(mine, bytes);
         if (count + 1 < rules_[of_class].batch) return true;
       }
     } else {
@@ -446,7 +486,7 @@ std::size_t pool::state::arrive(front& at, depot::parcel& p) noexcept {
   const std::uint64_t bytes = p.count * rule.bytes;
   std::size_t valid = 0;
   for (std::size_t i = 0; i < p.count; ++i) {
-    atomic<std::uint64_t>& word = store_.word(node_at(p.blocks[i], rule.shape));
+    atomic<std::uint64_t>& word = store_.word(store_.tree().at_position(p.blocks[i], rule.shape.order));
     if (word.load(relaxed) != block_word::returning(rule.shape.sixteenths, at.number).bits()) {
       // Counted as a free when it was sent, which it was not. Figures, all of them.
       bad_frees_.fetch_add(1, relaxed);
@@ -484,7 +524,7 @@ void pool::state::keep_or_put_back(std::size_t of_class, std::span<const std::ui
 /// Gives blocks that the caller holds (owned or cached) back to the store.
 void pool::state::put_back(std::size_t of_class, const std::uint32_t* blocks, std::size_t count) noexcept {
   const block_shape shape = rules_[of_class].shape;
-  for (std::size_t i = 0; i < count; ++i) store_.give(node_at(blocks[i], shape), shape.sixteenths);
+  for (std::size_t i = 0; i < count; ++i) store_.give(store_.tree().at_position(blocks[i], shape.order), shape.sixteenths);
   taken_.fetch_sub(count * rules_[of_class].bytes, relaxed);  // a figure
 }
 
@@ -562,12 +602,14 @@ front* pool::state::new_front() noexcept {
   std::uint32_t* blocks = &front_blocks_[index * blocks_per_front_];
   for (std::size_t c = 0; c < classes_; ++c) {
     front_magazine& m = f->magazines[c];
+    const block_shape shape = rules_[c].shape;
     m.capacity = rules_[c].capacity;
-    m.order = rules_[c].shape.order;
-    m.sixteenths = rules_[c].shape.sixteenths;
+    m.shift = shape.order + granule_shift_ - store_.tree().spacing(shape.order);
     m.blocks = blocks;
-    m.words = store_.tree().words(m.order);
-    m.unrequested = block_word::live(m.sixteenths, rules_[c].bytes, f->number);
+    m.words = store_.tree().words(shape.order);
+    m.offset_mask = (std::uint64_t{1} << (shape.order + granule_shift_)) - 1;
+    m.unrequested = block_word::live(shape.sixteenths, rules_[c].bytes, f->number);
+    m.cached = block_word::cached(shape.sixteenths);
     blocks += m.capacity;
     f->returns[c].blocks = blocks;
     blocks += rules_[c].batch;
@@ -575,6 +617,7 @@ front* pool::state::new_front() noexcept {
     blocks += rules_[c].batch;
   }
   f->publish_at = least_publish;
+  if (!asymmetric_barrier::available()) f->require_exchange();
   f->attach();
   front_count_.store(index + 1, release);  // attach(), passes and stats() see an initialised front
   return f;
@@ -605,24 +648,21 @@ void pool::state::detach(front& of) noexcept {
 
 // --------------------------------------------------------------------------------------------------------- figures
 
-void pool::state::count_allocation(front* of, std::size_t bytes) noexcept {
-  if (of != nullptr) return count_allocation(*of, bytes);
-  const auto before = published_requested_.fetch_add(static_cast<std::int64_t>(bytes), relaxed);  // a figure
-  raise_peak_requested(before + static_cast<std::int64_t>(bytes));
-  allocations_.fetch_add(1, relaxed);  // a figure
-}
-
 void pool::state::count_free(front* of, std::size_t bytes) noexcept {
-  if (of != nullptr) return count_free(*of, bytes);
+  if (of != nullptr) {
+    front::add(of->frees, 1);
+    return discount_requested(*of, bytes);
+  }
   published_requested_.fetch_sub(static_cast<std::int64_t>(bytes), relaxed);  // a figure
   frees_.fetch_add(1, relaxed);  // a figure
 }
 
-void pool::state::raise_highest(front& of, std::int64_t room) noexcept {
-  const std::int64_t highest = of.highest.load(relaxed) - room;  // own figures
+void* pool::state::raise_highest(front& of, void* block) noexcept {
+  const std::int64_t highest = of.highest.load(relaxed) - of.room.load(relaxed);  // own figures
   of.highest.store(highest, relaxed);
   of.room.store(0, relaxed);
   if (highest > of.publish_at) publish_requested(of);
+  return block;
 }
 
 void pool::state::count_taken(front* of, std::uint64_t bytes) noexcept {
@@ -644,7 +684,11 @@ void pool::state::publish_requested(front& of) noexcept {
   raise_peak_requested(before + highest);
   of.highest.store(0, relaxed);
   of.room.store(0, relaxed);
-  of.publish_at = std::clamp(peak_requested_.load(relaxed) / 128, least_publish, most_publish);
+  const std::int64_t least = std::clamp(peak_requested_.load(relaxed) / 128, least_publish, most_publish);
+  const std::uint64_t calls = of.allocations.load(relaxed) + of.frees.load(relaxed);
+  const bool often = calls - of.published_at_call < calls_per_publish;
+  of.publish_at = std::clamp(often ? 2 * of.publish_at : of.publish_at / 2, least, most_publish);
+  of.published_at_call = calls;
 }
 
 std::int64_t pool::state::requested_now() const noexcept {

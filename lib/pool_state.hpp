@@ -34,17 +34,29 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   state& operator=(const state&) = delete;
   ~state();
 
-  /// The hot path. Null: take the slow one.
-  [[nodiscard]] void* allocate_hot(std::size_t bytes, std::size_t alignment) noexcept;
+  /// The hot path. When it cannot serve, nothing has happened, and it ends in `otherwise()`, the slow one: then neither
+  /// needs a stack frame.
+  template <class Otherwise>
+  [[nodiscard, gnu::always_inline]] void* allocate_hot(std::size_t bytes, const Otherwise& otherwise) {
+    return allocate_here<detail::front::brief_stay>(bytes, otherwise);
+  }
+  [[nodiscard]] bool aligned_by_granule(std::size_t alignment) const noexcept {
+    return alignment - 1 < hot_alignments_ && (alignment & (alignment - 1)) == 0;
+  }
 
-  /// Null: refused. Throws only what the out-of-memory handler throws. Pre: aligns(alignment).
-  [[nodiscard]] void* allocate_slow(std::size_t bytes, std::size_t alignment);
+  /// Past the hot path. Throws out_of_memory, and what the out-of-memory handler throws. Pre: aligns(alignment).
+  [[nodiscard]] void* allocate_or_throw(std::size_t bytes, std::size_t alignment);
+  /// The same; null instead of an exception. Also null for an alignment that cannot be had.
+  [[nodiscard]] void* allocate_or_null(std::size_t bytes, std::size_t alignment) noexcept;
   [[nodiscard]] bool aligns(std::size_t alignment) const noexcept;
 
-  /// The hot path. False: take the slow one; nothing has happened.
-  [[nodiscard]] bool deallocate_hot(void* pointer, std::size_t bytes) noexcept;
+  /// The hot path, in the same way.
+  template <class Otherwise>
+  [[gnu::always_inline]] error deallocate_hot(void* pointer, std::size_t bytes, const Otherwise& otherwise) {
+    return deallocate_here<detail::front::brief_stay>(pointer, bytes, otherwise);
+  }
   [[nodiscard]] error deallocate_slow(void* pointer, std::size_t bytes, bad_free* report) noexcept;
-  void deallocate_or_report(void* pointer, std::size_t bytes) noexcept;
+  error deallocate_or_report(void* pointer, std::size_t bytes) noexcept;
 
   [[nodiscard]] std::size_t block_size(const void* pointer) const noexcept;
   [[nodiscard]] bool owns(const void* pointer) const noexcept;
@@ -90,9 +102,17 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   /// Marks work past the front of a thread, or of one that has none.
   class slow_section;
 
+  template <class Stay, class Otherwise>
+  [[nodiscard, gnu::always_inline]] void* allocate_here(std::size_t bytes, const Otherwise& otherwise);
+  template <class Stay, class Otherwise>
+  [[gnu::always_inline]] error deallocate_here(void* pointer, std::size_t bytes, const Otherwise& otherwise);
+  [[nodiscard]] void* allocate_in_front(std::size_t bytes) noexcept;
+  [[nodiscard]] bool deallocate_in_front(void* pointer, std::size_t bytes) noexcept;
+
   void set_rules() noexcept;
   [[nodiscard]] request work_out(std::size_t bytes, std::size_t alignment) const noexcept;
 
+  /// Null: refused. Throws what the out-of-memory handler throws.
   [[nodiscard]] void* allocate_slow(const request& wanted);
   [[nodiscard]] void* allocate_once(const request& wanted) noexcept;
   [[nodiscard]] void* refill(detail::front& of, const request& wanted, detail::ceiling up_to,
@@ -118,11 +138,11 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] detail::front* this_front() noexcept;
   [[nodiscard]] detail::front* attach() noexcept;
   [[nodiscard]] detail::front* new_front() noexcept;
-  void count_allocation(detail::front& of, std::size_t bytes) noexcept;
-  void count_allocation(detail::front* of, std::size_t bytes) noexcept;
-  void count_free(detail::front& of, std::size_t bytes) noexcept;
+  /// Returns `block`, so that the hot path ends in its calls.
+  [[nodiscard]] void* count_requested(detail::front& of, std::size_t bytes, void* block) noexcept;
+  [[nodiscard, gnu::noinline]] void* raise_highest(detail::front& of, void* block) noexcept;
+  void discount_requested(detail::front& of, std::size_t bytes) noexcept;
   void count_free(detail::front* of, std::size_t bytes) noexcept;
-  [[gnu::noinline]] void raise_highest(detail::front& of, std::int64_t room) noexcept;
   void count_taken(detail::front* of, std::uint64_t bytes) noexcept;
   [[gnu::noinline]] void publish_requested(detail::front& of) noexcept;
   void raise_peak_requested(std::int64_t reached) noexcept;
@@ -146,6 +166,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   unsigned granule_shift_ = 0;
   std::uint64_t front_granules_ = 0;  ///< requests up to here have a class
   std::uint64_t tree_bytes_ = 0;
+  detail::reserved_array<std::uint8_t> class_table_;  ///< class by last granule
   std::size_t hot_alignments_ = 0;  ///< alignments that every block has: up to the granule
   std::size_t max_alignment_ = 0;
   std::size_t classes_ = 0;
@@ -187,60 +208,72 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   } refused_;  ///< guarded by pass_mutex_
 };
 
-inline void* pool::state::allocate_hot(std::size_t bytes, std::size_t alignment) noexcept {
+template <class Stay, class Otherwise>
+inline void* pool::state::allocate_here(std::size_t bytes, const Otherwise& otherwise) {
   using namespace detail;
-  const std::size_t requested = bytes + (bytes == 0);
-  const std::uint64_t last_granule = (requested - 1) >> granule_shift_;
-  if (last_granule >= front_granules_ || alignment - 1 >= hot_alignments_ || (alignment & (alignment - 1)) != 0)
-    return nullptr;
+  const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of 0 bytes it is out of range
+  if (last_granule >= front_granules_) return otherwise();
   front* const mine = this_thread_fronts.find(serial());
-  if (mine == nullptr) return nullptr;
-  front_magazine& m = mine->magazines[class_of(last_granule + 1)];
-  const front::stay inside(*mine);
-  const std::uint32_t count = m.count.load(relaxed);  // own
-  if (!inside || count == 0) return nullptr;
-  const std::uint32_t granule = m.blocks[count - 1];
-  m.count.store(count - 1, relaxed);  // own; others read it as a figure
-  // cached -> live: the front's owner alone may touch the word. The user hands the block on with an order of his own.
-  m.words[granule >> m.order].store(m.live(requested).bits(), relaxed);
-  count_allocation(*mine, requested);
-  return base_ + (std::uint64_t{granule} << granule_shift_);
+  if (mine == nullptr) return otherwise();
+  front_magazine& m = mine->magazines[class_table_[last_granule]];
+  bool served = false;
+  void* block = nullptr;
+  {
+    const Stay inside(*mine);
+    const std::uint32_t count = m.count.load(relaxed);  // own
+    if (inside && count != 0) [[likely]] {
+      const std::uint64_t position = m.blocks[count - 1];
+      m.count.store(count - 1, relaxed);  // own; others read it as a figure
+      // cached -> live: the front's owner alone may touch the word. The user hands the block on with an order of his own.
+      m.words[position].store(m.live(bytes).bits(), relaxed);
+      front::add(mine->allocations, 1);
+      block = base_ + (position << m.shift);
+      served = true;
+    }
+  }
+  return served ? count_requested(*mine, bytes, block) : otherwise();
 }
 
-inline bool pool::state::deallocate_hot(void* pointer, std::size_t bytes) noexcept {
+template <class Stay, class Otherwise>
+inline error pool::state::deallocate_here(void* pointer, std::size_t bytes, const Otherwise& otherwise) {
   using namespace detail;
   const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of an unknown size, 0, it is out of range
   const std::uint64_t offset = reinterpret_cast<std::uintptr_t>(pointer) - reinterpret_cast<std::uintptr_t>(base_);
-  if (last_granule >= front_granules_ || offset >= tree_bytes_) return false;
+  if (last_granule >= front_granules_ || offset >= tree_bytes_) return otherwise();
   front* const mine = this_thread_fronts.find(serial());
-  if (mine == nullptr) return false;
-  front_magazine& m = mine->magazines[class_of(last_granule + 1)];
-  const unsigned block_shift = m.order + granule_shift_;
-  const std::uint64_t index = offset >> block_shift;
-  if (index << block_shift != offset) return false;
-  const front::stay inside(*mine);
-  const std::uint32_t count = m.count.load(relaxed);  // own
-  if (!inside || count == m.capacity) return false;
-  // live -> cached, and the check of every free: this front is the block's home, so a look and a store; see block_word.hpp.
-  // Relaxed: the block's bytes go to their next user with the magazine, or stay with this thread.
-  atomic<std::uint64_t>& word = m.words[index];
-  if (word.load(relaxed) != m.live(bytes).bits()) return false;
-  word.store(block_word::cached(m.sixteenths).bits(), relaxed);
-  m.blocks[count] = static_cast<std::uint32_t>(offset >> granule_shift_);
-  m.count.store(count + 1, relaxed);  // own; others read it as a figure
-  count_free(*mine, bytes);
-  return true;
+  if (mine == nullptr) return otherwise();
+  front_magazine& m = mine->magazines[class_table_[last_granule]];
+  if ((offset & m.offset_mask) != 0) return otherwise();
+  bool served = false;
+  {
+    const Stay inside(*mine);
+    const std::uint32_t count = m.count.load(relaxed);  // own
+    if (inside && count != m.capacity) [[likely]] {
+      const std::uint64_t position = offset >> m.shift;
+      atomic<std::uint64_t>& word = m.words[position];
+      // live -> cached, and the check of every free: this front is the block's home, so a look and a store; see
+      // block_word.hpp. Relaxed: the block's bytes go to their next user with the magazine, or stay with this thread.
+      if (m.unrequested.requested_in(block_word(word.load(relaxed))) == bytes) [[likely]] {
+        word.store(m.cached.bits(), relaxed);
+        m.blocks[count] = static_cast<std::uint32_t>(position);
+        m.count.store(count + 1, relaxed);  // own; others read it as a figure
+        front::add(mine->frees, 1);
+        served = true;
+      }
+    }
+  }
+  if (!served) return otherwise();
+  discount_requested(*mine, bytes);
+  return error::none;
 }
 
-inline void pool::state::count_allocation(detail::front& of, std::size_t bytes) noexcept {
-  detail::front::add(of.allocations, 1);
+inline void* pool::state::count_requested(detail::front& of, std::size_t bytes, void* block) noexcept {
   const std::int64_t room = of.room.load(detail::relaxed) - static_cast<std::int64_t>(bytes);  // own figures
   of.room.store(room, detail::relaxed);
-  if (room < 0) raise_highest(of, room);
+  return room < 0 ? raise_highest(of, block) : block;
 }
 
-inline void pool::state::count_free(detail::front& of, std::size_t bytes) noexcept {
-  detail::front::add(of.frees, 1);
+inline void pool::state::discount_requested(detail::front& of, std::size_t bytes) noexcept {
   const std::int64_t room = of.room.load(detail::relaxed) + static_cast<std::int64_t>(bytes);  // own figures
   of.room.store(room, detail::relaxed);
   if (room > of.publish_at) publish_requested(of);

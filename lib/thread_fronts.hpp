@@ -24,7 +24,10 @@ struct thread_fronts {
 
   /// The front in that pool, or null if it is not at hand.
   [[nodiscard]] front* find(std::uint64_t serial) noexcept {
-    if (latest.serial == serial) [[likely]] return latest.of;
+    if (latest.serial == serial) [[likely]] {
+      if (latest.of == nullptr) __builtin_unreachable();  // no pool has the serial 0; spares the caller's check
+      return latest.of;
+    }
     const entry& other = entries[serial % size];
     if (other.serial != serial) return nullptr;
     latest = other;

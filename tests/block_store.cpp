@@ -227,14 +227,14 @@ class tenant {
   void take_batch() {
     const std::uint64_t most = std::uint64_t{1} << store().shape().root_order;
     const block_shape shape = shape_of(class_granules(class_of(log_uniform(random_, 1, most))));
-    std::array<std::uint32_t, 8> granules;
+    std::array<std::uint32_t, 8> indices;
     refusal why = refusal::none;
-    const auto wanted = std::span(granules).first(uniform(random_, 1, granules.size()));
+    const auto wanted = std::span(indices).first(uniform(random_, 1, indices.size()));
     const std::size_t count = store().take(shape, wanted, draw_ceiling(), why);
     found_.expect(count <= wanted.size(), "took ", count, " of ", wanted.size());
     found_.expect(count == 0 ? why != refusal::none : count < wanted.size() || why == refusal::none, "took ", count,
                   " of ", wanted.size(), ", refusal ", static_cast<int>(why));
-    for (const std::uint32_t granule : wanted.first(count)) keep({{granule >> shape.order, shape.order}, shape.sixteenths});
+    for (const std::uint32_t index : wanted.first(count)) keep({{index, shape.order}, shape.sixteenths});
   }
 
   /// Any size that the limit allows, now and then aligned above its own.
@@ -458,15 +458,15 @@ TEST_CASE("over a flat range nothing is committed and nothing is released") {
                     make_fixed_buffer_source(reinterpret_cast<void*>(address), 1000 * 16));
   REQUIRE(store.open());
   CHECK(store.memory().committed() == 1000 * 16);
-  std::array<std::uint32_t, 8> granules;
+  std::array<std::uint32_t, 8> indices;
   refusal why = refusal::none;
-  CHECK(store.take(shape_of(100), granules, ceiling::soft, why) == 7);  // 1000 granules hold 7 whole nodes of 128
-  for (const std::uint32_t granule : std::span(granules).first(7)) {
-    const node n{granule >> 7, 7};
+  CHECK(store.take(shape_of(100), indices, ceiling::soft, why) == 7);  // 1000 granules hold 7 whole nodes of 128
+  for (const std::uint32_t index : std::span(indices).first(7)) {
+    const node n{index, 7};
     store.word(n).store(live_bits(shape_of(100).sixteenths), std::memory_order_relaxed);
-    CHECK(store.find(granule * 16 + 100).length == 104 * 16);
+    CHECK(store.find(n.granule() * 16 + 100).length == 104 * 16);
   }
-  CHECK(store.take(shape_of(200), granules, ceiling::hard, why) == 0);
+  CHECK(store.take(shape_of(200), indices, ceiling::hard, why) == 0);
   CHECK(why == refusal::no_node);
   CHECK(store.trim(SIZE_MAX) == 0);
   CHECK(store.memory().committed() == 1000 * 16);

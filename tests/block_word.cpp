@@ -31,6 +31,20 @@ TEST_CASE("a word says what it was made of") {
   }
 }
 
+TEST_CASE("what was requested is read from the difference to the word of which nothing was") {
+  const block_word unrequested = block_word::live(12, 3072, 7);
+  for (const std::uint64_t bytes : {1U, 2049U, 3072U}) {
+    CHECK(unrequested.requested_in(unrequested.with_requested(bytes)) == bytes);
+    CHECK(unrequested.with_requested(bytes).unused() == 3072 - bytes);
+  }
+  const std::uint64_t none = most_unused + 1;
+  CHECK(unrequested.requested_in(block_word::live(12, 1024, 8)) >= none);  // another home
+  CHECK(unrequested.requested_in(block_word::live(13, 1024, 7)) >= none);  // another length
+  CHECK(unrequested.requested_in(block_word::cached(12)) >= none);
+  CHECK(unrequested.requested_in(block_word::returning(12, 7)) >= none);
+  CHECK(unrequested.requested_in(block_word::none()) >= none);
+}
+
 TEST_CASE("every field keeps its value beside the largest of the others") {
   for (unsigned sixteenths = 1; sixteenths <= whole; ++sixteenths) {
     for (const unsigned home : {0U, 1U, block_word::most_home}) {

@@ -48,11 +48,41 @@ void pass(front& of, const Work& work) {
   of.restore();
 }
 
+/// With the barrier, and as on a system without it.
+void owner_and_pass(bool by_exchange) {
+  asymmetric_barrier::prepare();
+  const auto f = std::make_unique<front>();
+  if (by_exchange) f->require_exchange();
+  plain_counters counters;
+  findings found;
+  std::atomic<bool> done = false;
+  std::uint64_t stays = 0;
+  std::uint64_t passes = 0;
+  run_threads(2, [&](std::size_t index) {
+    if (index == 0) {
+      while (!done.load(std::memory_order_relaxed) || stays == 0) {
+        if (const front::stay inside(*f); inside) {
+          found.expect(counters.increment(), "the pass is inside beside the owner");
+          ++stays;
+        }
+      }
+      return;
+    }
+    for (; passes < scaled(20000); ++passes) {
+      pass(*f, [&] { found.expect(counters.increment(), "the owner is inside beside the pass"); });
+    }
+    done.store(true, std::memory_order_relaxed);
+  });
+  ORDERLY_CHECK_FINDINGS(found);
+  CHECK(stays > 0);
+  CHECK(counters.value() == stays + passes);
+}
+
 }  // namespace
 
 TEST_SUITE("unit") {
 
-TEST_CASE("a stay is seen while it lasts, and counted") {
+TEST_CASE("a stay is seen while it lasts, and so is what it counted") {
   asymmetric_barrier::prepare();
   const auto f = std::make_unique<front>();
   CHECK(f->outside());
@@ -63,10 +93,31 @@ TEST_CASE("a stay is seen while it lasts, and counted") {
     CHECK(static_cast<bool>(inside));
     CHECK_FALSE(f->outside());
     CHECK_FALSE(f->watch().idle());
+    front::add(f->allocations, 1);
+    front::add(f->frees, 2);
   }
   CHECK(f->outside());
   CHECK(f->watch().idle());
-  CHECK(f->watch().sequence == before.sequence + 2);
+  CHECK(f->watch().calls == before.calls + 3);
+}
+
+TEST_CASE("where entering takes an exchange, only brief stays fail") {
+  asymmetric_barrier::prepare();
+  const auto f = std::make_unique<front>();
+  CHECK(static_cast<bool>(front::brief_stay(*f)) == asymmetric_barrier::available());
+  f->require_exchange();
+  CHECK_FALSE(static_cast<bool>(front::brief_stay(*f)));
+  CHECK(f->outside());
+  {
+    const front::stay inside(*f);
+    CHECK(static_cast<bool>(inside));
+    CHECK_FALSE(f->outside());
+  }
+  f->revoke();
+  CHECK_FALSE(static_cast<bool>(front::stay(*f)));
+  f->restore();
+  CHECK(static_cast<bool>(front::stay(*f)));
+  CHECK_FALSE(static_cast<bool>(front::brief_stay(*f)));
 }
 
 TEST_CASE("a revoked front lets nobody in until it is restored") {
@@ -100,7 +151,6 @@ TEST_CASE("a front is attached to one thread at a time") {
 
 TEST_CASE("a magazine's live word is that of the block with what was requested") {
   front_magazine m;
-  m.sixteenths = 9;
   m.unrequested = block_word::live(9, 1000, 0);
   CHECK(m.live(1) == block_word::live(9, 999, 0));
   CHECK(m.live(1000) == block_word::live(9, 0, 0));
@@ -110,33 +160,9 @@ TEST_CASE("a magazine's live word is that of the block with what was requested")
 
 TEST_SUITE("stress") {
 
-TEST_CASE("owner and pass are never inside at once, and lose none of each other's work") {
-  asymmetric_barrier::prepare();
-  const auto f = std::make_unique<front>();
-  plain_counters counters;
-  findings found;
-  std::atomic<bool> done = false;
-  std::uint64_t stays = 0;
-  std::uint64_t passes = 0;
-  run_threads(2, [&](std::size_t index) {
-    if (index == 0) {
-      while (!done.load(std::memory_order_relaxed) || stays == 0) {
-        if (const front::stay inside(*f); inside) {
-          found.expect(counters.increment(), "the pass is inside beside the owner");
-          ++stays;
-        }
-      }
-      return;
-    }
-    for (; passes < scaled(20000); ++passes) {
-      pass(*f, [&] { found.expect(counters.increment(), "the owner is inside beside the pass"); });
-    }
-    done.store(true, std::memory_order_relaxed);
-  });
-  ORDERLY_CHECK_FINDINGS(found);
-  CHECK(stays > 0);
-  CHECK(counters.value() == stays + passes);
-}
+TEST_CASE("owner and pass are never inside at once, and lose none of each other's work") { owner_and_pass(false); }
+
+TEST_CASE("nor where entering takes an exchange") { owner_and_pass(true); }
 
 TEST_CASE("of threads that take turns as owner, each sees what the last one did") {
   asymmetric_barrier::prepare();

@@ -44,10 +44,12 @@ class ORDERLY_API pool {
   /// size) and never less than to the granule.
   /// Throws out_of_memory; std::invalid_argument when the alignment is not a power of two or above the chunk size;
   /// whatever the out-of-memory handler throws.
-  [[nodiscard]] void* allocate(std::size_t bytes, std::size_t alignment = 1);
+  [[nodiscard]] void* allocate(std::size_t bytes);
+  [[nodiscard]] void* allocate(std::size_t bytes, std::size_t alignment);
 
   /// The same; null instead of an exception.
-  [[nodiscard]] void* try_allocate(std::size_t bytes, std::size_t alignment = 1) noexcept;
+  [[nodiscard]] void* try_allocate(std::size_t bytes) noexcept;
+  [[nodiscard]] void* try_allocate(std::size_t bytes, std::size_t alignment) noexcept;
 
   /// Frees a block. `bytes` as given to allocate. A null pointer is ignored. A bad free changes nothing, is counted,
   /// and goes to options::on_bad_free. Of two threads that free one block at the same instant, with nothing ordering
@@ -98,8 +100,7 @@ class ORDERLY_API pool {
 
  private:
   [[nodiscard]] void* allocate_cold(std::size_t bytes, std::size_t alignment);
-  [[nodiscard]] void* try_allocate_cold(std::size_t bytes, std::size_t alignment) noexcept;
-  void deallocate_cold(void* pointer, std::size_t bytes) noexcept;
+  static void deallocate_gone(void* pointer, std::size_t bytes) noexcept;
   void visit_blocks(void (*visit)(void*, const block_info&), void* context) const;
 
   class ORDERLY_LOCAL state;
