@@ -43,8 +43,12 @@ class asymmetric_barrier {
   /// Asks the system once. Called by each pool's construction.
   static void prepare() noexcept;
 
+  /// From now on as on a system without the call. For tests; before the first prepare().
+  static void forgo() noexcept;
+
  private:
   static bool available_;
+  static bool forgone_;
 };
 
 }  // namespace orderly::detail

@@ -235,6 +235,24 @@ void work_together(const geometry& shape, std::size_t threads, std::size_t round
 
 TEST_SUITE("unit") {
 
+TEST_CASE("the words of large nodes lie on lines of their own, and every position names its node") {
+  const geometry shape = virtual_geometry(256, 65536, std::uint64_t{64} << 20, 0);
+  forest f(shape);
+  for (unsigned order = 0; order <= shape.root_order; ++order) {
+    CAPTURE(order);
+    const auto distance = [&](std::uint32_t index) {
+      const auto o = static_cast<std::uint8_t>(order);
+      return &f.tree.word({index + 1, o}) - &f.tree.word({index, o});
+    };
+    CHECK(distance(0) == (shape.bytes(std::uint64_t{1} << order) >= 16384 ? 8 : 1));
+    for (std::uint32_t index = 0; index < shape.nodes(order); index += 7) {
+      const node n{index, static_cast<std::uint8_t>(order)};
+      REQUIRE(f.tree.at_position(f.tree.position(n), order) == n);
+      REQUIRE(f.tree.words(order) + f.tree.position(n) == &f.tree.word(n));
+    }
+  }
+}
+
 TEST_CASE("a flat range starts as the powers of two that its length is the sum of") {
   for (const std::uint64_t granules : {1U, 2U, 3U, 5U, 6U, 7U, 8U, 31U, 32U, 33U, 100U, 255U, 256U, 1000U, 4095U, 4097U}) {
     CAPTURE(granules);
