@@ -10,8 +10,8 @@ namespace orderly::detail {
 
 namespace {
 
-/// From this size of a node on (log2 of bytes) each word has a cache line to itself: such blocks are taken one at a time,
-/// so that neighbours belong to different threads, and a line costs less than half a percent of the block.
+/// From this size of a node on (log2 of bytes) each word of a table has a cache line to itself: such blocks are taken one
+/// at a time, so that neighbours belong to different threads, and a line costs less than half a percent of the block.
 constexpr unsigned spaced_from = 14;
 constexpr unsigned words_per_line_log2 = 3;
 
@@ -21,17 +21,28 @@ bool buddy::open(const geometry& shape, const chunk_table& chunks) noexcept {
   shape_ = shape;
   chunks_ = &chunks;
   const auto nodes = [&](unsigned order) { return shape.nodes(order) + 1; };  // the buddy of the last may lie past it
-  std::uint64_t words = 0;
-  std::uint64_t links = 0;
-  for (unsigned order = 0; order <= shape.root_order; ++order) {
-    if (order + shape.granule_shift >= spaced_from) spacing_[order] = words_per_line_log2;
+  const std::uint64_t grouped = 2 * nodes(0) + (std::uint64_t{4} << shape.group_order);  // in whole groups, and one more
+  std::uint64_t words = grouped;
+  std::uint64_t links = grouped * kinds;
+  for (unsigned order = shape.group_order; order <= shape.root_order; ++order) {
+    if (order + shape.granule_shift >= spaced_from && nodes(order) <= max_positions >> words_per_line_log2)
+      spacing_[order] = words_per_line_log2;
     words += nodes(order) << spacing_[order];
     links += nodes(order) * kinds;
   }
   if (!word_table_.reserve(words) || !link_table_.reserve(links)) return false;
   atomic<std::uint64_t>* word = word_table_.data();
   atomic<link_code>* link = link_table_.data();
-  for (unsigned order = 0; order <= shape.root_order; ++order) {
+  for (unsigned order = 0; order < shape.group_order; ++order) {
+    spacing_[order] = static_cast<std::uint8_t>(order + 1);
+    const std::uint64_t first = (std::uint64_t{1} << order) - 1;
+    words_[order] = word + first;
+    for (std::size_t kind = 0; kind < kinds; ++kind)
+      free_[order][kind].links = link_table(link + kind * grouped + first, order + 1);
+  }
+  word += grouped;
+  link += grouped * kinds;
+  for (unsigned order = shape.group_order; order <= shape.root_order; ++order) {
     words_[order] = std::exchange(word, word + (nodes(order) << spacing_[order]));
     for (hints& of : free_[order]) of.links = std::exchange(link, link + nodes(order));
   }
@@ -92,19 +103,18 @@ void buddy::touch_tables(unsigned order, backing kind, std::uint32_t root, std::
   const std::size_t nodes = std::size_t{count} << shift;
   if (kind != backing::bare)
     touch_ahead(words_[order] + (first << spacing_[order]), (nodes << spacing_[order]) * sizeof(words_[order][0]));
-  touch_ahead(free_nodes(order, kind).links + first, nodes * sizeof(link_code));
+  touch_ahead(&free_nodes(order, kind).links[static_cast<std::uint32_t>(first)], nodes * sizeof(link_code));
 }
 
-/// The tables of new roots are touched in growing steps, down to the smallest pieces of blocks of a chunk: a page fault
-/// here and there would be most of the tail of allocate's times.
+/// The tables of new roots are touched in growing steps: a page fault here and there would be most of the tail of
+/// allocate's times.
 void buddy::touch_tables_ahead(std::uint32_t root) noexcept {
   std::uint32_t seen = touched_roots_.load(relaxed);  // a bound of what was asked for; nothing depends on it
   const std::uint32_t count = std::clamp(root / 4, least_roots_ahead, most_roots_ahead);
   if (root < seen || !touched_roots_.compare_exchange_strong(seen, root + count, relaxed, relaxed)) return;
-  const unsigned least = shape_.root_order > 8 ? shape_.root_order - 8 : 0;
   const auto roots = static_cast<std::uint32_t>(shape_.tree_granules >> shape_.root_order);
   const std::uint32_t present = std::min(count, roots - root);
-  for (unsigned order = least; order <= shape_.root_order; ++order)
+  for (unsigned order = shape_.group_order; order <= shape_.root_order; ++order)
     for (const backing kind : {backing::full, backing::partial, backing::bare})
       if (kind != backing::bare || order >= shape_.chunk_order) touch_tables(order, kind, root, present);
 }

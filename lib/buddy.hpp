@@ -16,6 +16,12 @@
 ///       later store sees the other's. Whoever sees both halves free claims the lower one first: one thread wins it, and
 ///       goes on to merge or publishes it again and looks again. The others leave: the winner looks after them. So
 ///       the last of all publishers of a pair either merges it or saw its buddy in use.
+/// Tables
+///   The words of all orders below geometry::group_order lie in one table, those of a group of granules (64 KiB of memory
+///   by default) on one page: blocks of all sizes in a chunk cost one page fault, and no two words of blocks of 1 KiB or
+///   more share a cache line, so that threads whose blocks are neighbours do not slow each other down. The table is in the
+///   order of an in-order walk: the word of order k at granule g is number 2 g + 2^k - 1, so within an order positions
+///   have equal distances. Links likewise. Larger orders have tables of their own, and so do their kinds of hints.
 /// Linearization   claim: its successful CAS. give: its last publish, or its last merge's publish.
 /// Progress        lock-free. A giver repeats only when a CAS of another thread took the half that it saw free.
 #pragma once
@@ -66,19 +72,17 @@ class buddy {
   /// Gives an owned block back and merges it as far as it goes.
   void give(node n, unsigned sixteenths) noexcept;
 
-  [[nodiscard]] atomic<std::uint64_t>& word(node n) const noexcept {
-    return words_[n.order][std::size_t{n.index} << spacing_[n.order]];
-  }
+  [[nodiscard]] atomic<std::uint64_t>& word(node n) const noexcept { return words_[n.order][position(n)]; }
+
+  /// Where the words of an order lie; a node's is at its position.
   [[nodiscard]] atomic<std::uint64_t>* words(unsigned order) const noexcept { return words_[order]; }
-
-  /// log2 of the distance, in words, between the words of neighbours of an order.
-  [[nodiscard]] unsigned spacing(unsigned order) const noexcept { return spacing_[order]; }
-
-  /// Where a node's word lies in words(order).
   [[nodiscard]] std::uint32_t position(node n) const noexcept { return n.index << spacing_[n.order]; }
   [[nodiscard]] node at_position(std::uint32_t position, unsigned order) const noexcept {
     return {position >> spacing_[order], static_cast<std::uint8_t>(order)};
   }
+  /// log2 of the distance from one position of an order to the next.
+  [[nodiscard]] unsigned spacing(unsigned order) const noexcept { return spacing_[order]; }
+
   [[nodiscard]] block_word look(node n) const noexcept { return block_word(word(n).load(acquire)); }  // W, as a look
 
   /// Roots that have ever been used: the tree below any other is untouched.
@@ -91,7 +95,7 @@ class buddy {
   /// free again.
   struct hints {
     free_list list;
-    atomic<link_code>* links = nullptr;
+    link_table links;
   };
   static constexpr std::uint32_t least_roots_ahead = 8;
   static constexpr std::uint32_t most_roots_ahead = 64;

@@ -19,6 +19,7 @@
 /// Progress        lock-free: a CAS fails only because another one succeeded.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 
@@ -35,6 +36,22 @@ inline constexpr link_code last = 1;
 
 /// Largest number of nodes that link codes can name.
 inline constexpr std::uint64_t max_linked_nodes = (std::uint64_t{1} << 32) - 2;
+
+/// The links of the nodes that a list may hold, by index.
+class link_table {
+ public:
+  link_table() = default;
+  /// `spacing`: log2 of the distance, in links, from one index to the next.
+  link_table(atomic<link_code>* first, unsigned spacing = 0) noexcept : first_(first), spacing_(spacing) {}
+
+  [[nodiscard]] atomic<link_code>& operator[](std::uint32_t index) const noexcept {
+    return first_[std::size_t{index} << spacing_];
+  }
+
+ private:
+  atomic<link_code>* first_ = nullptr;
+  unsigned spacing_ = 0;
+};
 
 /// The word of a list's head, as a value.
 class tagged_head {
@@ -59,8 +76,8 @@ class tagged_head {
 /// One head; alone on its cache line. All-zero is an empty list.
 class alignas(64) free_list {
  public:
-  /// Pushes a node whose link the caller has won. Links is the table that the list's indices name.
-  void push(atomic<link_code>* links, std::uint32_t index) noexcept {
+  /// Pushes a node whose link the caller has won. `links` is the table that the list's indices name.
+  void push(const link_table& links, std::uint32_t index) noexcept {
     tagged_head seen(head_.load(relaxed));                                    // (a) a guess; (c) validates it
     std::uint64_t expected = seen.bits();
     do {
@@ -70,7 +87,7 @@ class alignas(64) free_list {
   }
 
   /// Pops the newest node, its link still not `unlinked`; the caller releases it.
-  [[nodiscard]] std::optional<std::uint32_t> try_pop(const atomic<link_code>* links) noexcept {
+  [[nodiscard]] std::optional<std::uint32_t> try_pop(const link_table& links) noexcept {
     std::uint64_t expected = head_.load(seq_cst);                             // (d) P, S
     for (;;) {
       const tagged_head seen(expected);

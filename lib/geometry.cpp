@@ -15,6 +15,9 @@ constexpr unsigned least_chunks_per_root_log2 = 4;
 constexpr unsigned most_chunks_per_root_log2 = 6;
 constexpr unsigned root_bytes_log2 = 20;
 
+/// The words of a group of this order fill a page of 4 KiB.
+constexpr unsigned most_group_order = 8;
+
 /// Roots that threads may hold in the middle of an operation, on top of the pigeonhole bound.
 constexpr std::uint64_t spare_roots = 64;
 
@@ -31,13 +34,14 @@ geometry virtual_geometry(std::size_t granule, std::size_t chunk, std::uint64_t 
   const unsigned most = g.chunk_order + most_chunks_per_root_log2;
   const unsigned wanted = root_bytes_log2 > g.granule_shift ? root_bytes_log2 - g.granule_shift : 0;
   g.root_order = std::clamp(wanted, least, most);
+  g.group_order = std::min(most_group_order, g.chunk_order);
   g.small_order = g.chunk_order;
   g.capacity = (capacity + chunk - 1) / chunk * chunk;
   g.limit = std::min(limit == 0 ? g.capacity : limit / chunk * chunk, g.capacity);
 
   const std::uint64_t capacity_granules = g.capacity >> g.granule_shift;
   g.top_order = std::max(g.root_order, order_of(capacity_granules));
-  const std::uint64_t roots = std::min(g.capacity / chunk + spare_roots, max_linked_nodes >> g.root_order);
+  const std::uint64_t roots = std::min(g.capacity / chunk + spare_roots, max_tree_granules >> g.root_order);
   g.tree_granules = roots << g.root_order;
   g.total_granules = g.tree_granules;
   for (unsigned order = g.root_order + 1; order <= g.top_order; ++order) {
@@ -53,9 +57,10 @@ geometry flat_geometry(std::size_t granule, std::uint64_t capacity) noexcept {
   geometry g;
   g.flat = true;
   g.granule_shift = log2_of(granule);
-  g.tree_granules = std::min(capacity >> g.granule_shift, max_linked_nodes);
+  g.tree_granules = std::min(capacity >> g.granule_shift, max_tree_granules);
   g.capacity = g.limit = g.tree_granules << g.granule_shift;
   g.root_order = order_of(g.tree_granules);
+  g.group_order = std::min(most_group_order, g.root_order);
   g.top_order = g.root_order;
   g.chunk_order = g.root_order + 1;
   g.total_granules = g.tree_granules;

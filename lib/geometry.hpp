@@ -12,8 +12,7 @@
 ///   Slots  A slot in use has more than half its size committed, so at most 2 x capacity / size slots are in use at once,
 ///          and that many exist.
 ///
-/// The first bound holds up to max_linked_nodes granules (1 TiB of addresses at 256 B); a larger capacity gets fewer
-/// roots, and passes that merge.
+/// The first bound holds up to max_tree_granules (512 GiB of addresses at 256 B); a larger capacity gets fewer roots.
 ///
 /// A flat source (one plain allocation) has one tree over the whole range and no slots.
 #pragma once
@@ -28,10 +27,15 @@ namespace orderly::detail {
 
 inline constexpr unsigned max_orders = 48;
 
+/// Positions of words are 32 bits wide, and each granule has two (buddy.hpp).
+inline constexpr std::uint64_t max_positions = std::uint64_t{1} << 32;
+inline constexpr std::uint64_t max_tree_granules = (max_positions >> 1) - (std::uint64_t{1} << 16);
+
 struct geometry {
   bool flat = false;
   unsigned granule_shift = 0;
   unsigned chunk_order = 0;  ///< flat: above every order of the tree, since nothing is committed piecewise
+  unsigned group_order = 0;  ///< the records of orders below it lie together by place; see buddy
   unsigned small_order = 0;  ///< blocks below it keep together in chunks of their own; see buddy::claim
   unsigned root_order = 0;   ///< the largest order that is split and merged
   unsigned top_order = 0;    ///< the largest order that can be requested

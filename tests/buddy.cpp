@@ -235,20 +235,44 @@ void work_together(const geometry& shape, std::size_t threads, std::size_t round
 
 TEST_SUITE("unit") {
 
-TEST_CASE("the words of large nodes lie on lines of their own, and every position names its node") {
+TEST_CASE("no two words lie in one place, and every position names its node") {
+  const std::size_t bytes = 1 << 20;
+  for (const geometry& shape : {virtual_geometry(256, 65536, bytes, 0), virtual_geometry(16, 4096, bytes, 0),
+                                virtual_geometry(4096, 4096, bytes, 0), virtual_geometry(65536, 1 << 20, bytes, 0),
+                                flat_geometry(256, bytes), flat_geometry(16, 1000)}) {
+    CAPTURE(shape.granule_shift);
+    CAPTURE(shape.root_order);
+    forest f(shape);
+    std::vector<const void*> words;
+    for (unsigned order = 0; order <= shape.root_order; ++order) {
+      for (std::uint64_t index = 0; index <= shape.nodes(order); ++index) {  // and one past the end
+        const node n{static_cast<std::uint32_t>(index), static_cast<std::uint8_t>(order)};
+        words.push_back(&f.tree.word(n));
+        REQUIRE(f.tree.at_position(f.tree.position(n), order) == n);
+        REQUIRE(f.tree.words(order) + f.tree.position(n) == &f.tree.word(n));
+      }
+    }
+    std::ranges::sort(words);
+    CHECK(std::ranges::adjacent_find(words) == words.end());
+  }
+}
+
+TEST_CASE("words that many threads write lie on lines of their own, those of one chunk on one page") {
   const geometry shape = virtual_geometry(256, 65536, std::uint64_t{64} << 20, 0);
-  forest f(shape);
-  for (unsigned order = 0; order <= shape.root_order; ++order) {
+  const forest f(shape);
+  const auto address = [&](std::uint32_t index, unsigned order) {
+    return reinterpret_cast<std::uintptr_t>(&f.tree.word({index, static_cast<std::uint8_t>(order)}));
+  };
+  for (unsigned order = 2; order <= shape.root_order; ++order) {
     CAPTURE(order);
-    const auto distance = [&](std::uint32_t index) {
-      const auto o = static_cast<std::uint8_t>(order);
-      return &f.tree.word({index + 1, o}) - &f.tree.word({index, o});
-    };
-    CHECK(distance(0) == (shape.bytes(std::uint64_t{1} << order) >= 16384 ? 8 : 1));
-    for (std::uint32_t index = 0; index < shape.nodes(order); index += 7) {
-      const node n{index, static_cast<std::uint8_t>(order)};
-      REQUIRE(f.tree.at_position(f.tree.position(n), order) == n);
-      REQUIRE(f.tree.words(order) + f.tree.position(n) == &f.tree.word(n));
+    CHECK(address(1, order) - address(0, order) >= 64);
+  }
+  for (std::uint32_t chunk = 0; chunk < 64; ++chunk) {
+    for (unsigned order = 0; order < shape.chunk_order; ++order) {
+      const std::uint32_t first = chunk << (shape.chunk_order - order);
+      const std::uint32_t end = (chunk + 1) << (shape.chunk_order - order);
+      CHECK(address(first, order) / 4096 == address(0, 0) / 4096 + chunk);
+      CHECK(address(end - 1, order) / 4096 == address(0, 0) / 4096 + chunk);
     }
   }
 }

@@ -82,7 +82,7 @@ void check_tree(const geometry& g) {
 /// The pigeonhole bounds. A root in use holds a committed chunk; a slot in use has more than half its size committed.
 void check_room(const geometry& g) {
   const std::uint64_t roots = g.tree_granules >> g.root_order;
-  const bool clipped = roots == max_linked_nodes >> g.root_order;
+  const bool clipped = roots == max_tree_granules >> g.root_order;
   if (!clipped) CHECK(roots > g.limit / g.chunk_bytes());
   for (unsigned order = g.root_order + 1; order <= g.top_order; ++order) {
     const std::uint64_t least_bytes = g.bytes(std::uint64_t{1} << (order - 1)) + g.chunk_bytes();
@@ -136,7 +136,7 @@ TEST_CASE("flat: one tree over the range, of any length, and no slots") {
     const geometry g = flat_geometry(granule, capacity);
     CHECK(g.flat);
     CHECK(g.granule_bytes() == granule);
-    CHECK(g.tree_granules == std::min(capacity / granule, max_linked_nodes));
+    CHECK(g.tree_granules == std::min(capacity / granule, max_tree_granules));
     CHECK(g.total_granules == g.tree_granules);
     CHECK(g.capacity == g.bytes(g.tree_granules));
     CHECK(g.limit == g.capacity);
@@ -158,7 +158,7 @@ TEST_CASE("the largest pools keep their node numbers within the links") {
     const geometry g = virtual_geometry(granule, 64 << 10, std::uint64_t{1} << 46, 0);
     check_layout(g);
     check_tree(g);
-    CHECK(flat_geometry(granule, std::uint64_t{1} << 46).tree_granules <= max_linked_nodes);
+    CHECK(flat_geometry(granule, std::uint64_t{1} << 46).tree_granules <= max_tree_granules);
   }
 }
 

@@ -30,7 +30,7 @@ ORDERLY_API void count(const bad_free& report);  ///< nothing more than the coun
 struct options {
   /// Largest sum of memory that the pool may ever manage, in bytes; also the largest single request. Rounded up to
   /// whole chunks. 0: what the source can provide (host: the machine's physical memory), as far as addresses go: about
-  /// 1 TiB with the default granule.
+  /// 480 GiB with the default granule, twice as much with twice the granule.
   std::size_t capacity = 0;
 
   /// Smallest block in bytes, a power of two, 16 to 64 KiB. 0: 256.
