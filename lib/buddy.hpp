@@ -93,7 +93,7 @@ class buddy {
   /// nodes in chunks set aside for small blocks. Each kind has links of its own: a node that was merged while
   /// it was bare leaves a hint out of date among the bare ones, and must yet find its way to the full ones when it is
   /// free again.
-  struct hints {
+  struct alignas(64) hints {
     free_list list;
     link_table links;
   };

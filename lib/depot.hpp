@@ -16,7 +16,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <utility>
 
 #include "atomic.hpp"
 #include "free_list.hpp"
@@ -34,14 +36,23 @@ class depot {
     return magazines_.reserve(magazines) && links_.reserve(magazines);
   }
 
+  /// An empty magazine that a thread keeps from its last pop for its next push, so that the list of empty ones, which all
+  /// threads share, is hardly used. Given back with `keep`.
+  class spare {
+    friend class depot;
+    std::uint32_t number_ = 0;  // index plus one; 0: none
+  };
+
   /// Leaves a full magazine. False: the class holds `highest` already, or there is no empty magazine.
-  [[nodiscard]] bool push(std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint32_t highest) noexcept {
+  [[nodiscard]] bool push(std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint32_t highest,
+                          spare* mine = nullptr) noexcept {
     shelf& at = shelves_[of_class];
     if (at.filled.fetch_add(1, relaxed) >= highest) {  // a bound; the list hands over
       at.filled.fetch_sub(1, relaxed);
       return false;
     }
-    const auto index = empty_magazine();
+    const auto index = mine != nullptr && mine->number_ != 0 ? std::optional(std::exchange(mine->number_, 0) - 1)
+                                                             : empty_magazine();
     if (!index) {
       at.filled.fetch_sub(1, relaxed);
       return false;
@@ -54,7 +65,8 @@ class depot {
   }
 
   /// Takes a full magazine. Returns the number of blocks copied to `out`, 0 if there is none.
-  [[nodiscard]] std::size_t pop(std::size_t of_class, std::span<std::uint32_t, max_magazine_blocks> out) noexcept {
+  [[nodiscard]] std::size_t pop(std::size_t of_class, std::span<std::uint32_t, max_magazine_blocks> out,
+                                spare* mine = nullptr) noexcept {
     shelf& at = shelves_[of_class];
     const auto index = at.full.try_pop(links_.data());
     if (!index) return 0;
@@ -62,8 +74,16 @@ class depot {
     const magazine& m = magazines_[*index];
     const std::size_t count = m.count;
     std::copy_n(m.blocks.begin(), count, out.begin());
-    empty_.push(links_.data(), *index);
+    if (mine != nullptr && mine->number_ == 0)
+      mine->number_ = *index + 1;
+    else
+      empty_.push(links_.data(), *index);
     return count;
+  }
+
+  /// Takes a spare magazine back.
+  void keep(spare& of) noexcept {
+    if (of.number_ != 0) empty_.push(links_.data(), std::exchange(of.number_, 0) - 1);
   }
 
   /// Puts blocks of a class into a parcel on an inbox, each with the bytes of it that were not requested. False: there is no
@@ -127,13 +147,13 @@ class depot {
 
   reserved_array<magazine> magazines_;
   reserved_array<atomic<link_code>> links_;
-  struct shelf {
+  struct alignas(64) shelf {
     free_list full;
     atomic<std::uint32_t> filled{0};
   };
 
   std::array<shelf, max_classes> shelves_{};
-  free_list empty_;
+  alignas(64) free_list empty_;
   alignas(64) atomic<std::uint32_t> next_{0};
 };
 

@@ -73,8 +73,8 @@ class tagged_head {
   std::uint64_t bits_ = 0;
 };
 
-/// One head; alone on its cache line. All-zero is an empty list.
-class alignas(64) free_list {
+/// One head. All-zero is an empty list. It belongs on a cache line of its own, or one that is read with it.
+class free_list {
  public:
   /// Pushes a node whose link the caller has won. `links` is the table that the list's indices name.
   void push(const link_table& links, std::uint32_t index) noexcept {

@@ -139,8 +139,10 @@ class alignas(interference) front {
 
   std::array<front_returns, max_classes> returns{};
 
+  depot::spare spare;  ///< the owner's; passes leave it alone
+
   /// Parcels of this front's blocks that other threads freed. Whoever is inside takes them.
-  free_list inbox;
+  alignas(interference) free_list inbox;
   atomic<std::uint64_t> inbox_bytes{0};  ///< a figure, counted by senders and receivers
 
  private:

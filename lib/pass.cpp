@@ -21,7 +21,7 @@ constexpr std::size_t least_slack_per_front = std::size_t{4} << 20;
 /// carry a program through a change of phase. A pass releases at least a part of what is committed, so that the next is
 /// some way off. Without credit, or where idle memory does not suffice, the limit gives way by a part instead: memory pays
 /// only where sizes change so fast that what is released is wanted again at once.
-constexpr std::uint64_t credit_per_pass = 8192;
+constexpr std::uint64_t credit_per_pass = 65536;
 constexpr std::uint64_t most_credit = 128 * credit_per_pass;
 constexpr std::size_t part_released = 8;
 constexpr std::size_t part_given_way = 16;
@@ -160,7 +160,7 @@ std::size_t pool::state::reclaim_depots() noexcept {
   std::size_t reclaimed = 0;
   for (std::size_t c = 0; c < classes_; ++c) {
     while (const std::size_t count = depot_.pop(c, blocks)) {
-      put_back(c, blocks.data(), count);
+      put_back(nullptr, c, std::span(blocks).first(count));
       reclaimed += count * rules_[c].bytes;
     }
   }
@@ -207,14 +207,14 @@ std::size_t pool::state::drain(front& of) noexcept {
     const std::uint32_t held = m.count.load(relaxed);  // ordered by the stay or by outside()
     if (held == 0) continue;
     m.count.store(0, relaxed);
-    put_back(c, m.blocks, held);
+    put_back(nullptr, c, {m.blocks, held});
     drained += held * rules_[c].bytes;
   }
   for (;;) {
     depot::parcel p = depot_.receive(of.inbox);
     if (p.count == 0) return drained;
     arrive(of, p);
-    put_back(p.of_class, p.blocks.data(), p.count);
+    put_back(nullptr, p.of_class, std::span(p.blocks).first(p.count));
     drained += p.count * rules_[p.of_class].bytes;
   }
 }

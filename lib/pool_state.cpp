@@ -233,7 +233,7 @@ void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refus
     if (void* const block = allocate_in_front(wanted.bytes)) return block;
   }
   std::array<std::uint32_t, max_magazine_blocks> blocks;
-  std::size_t count = depot_.pop(wanted.of_class, blocks);
+  std::size_t count = depot_.pop(wanted.of_class, blocks, &of.spare);
   if (count == 0) {
     count = store_.take(rule.shape, std::span(blocks).first(rule.refill), up_to, why);
     if (count == 0) return nullptr;
@@ -253,7 +253,7 @@ void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refus
     while (kept < count && held < m.capacity) m.blocks[held++] = blocks[count - kept++];
     m.count.store(held, relaxed);  // own; others read it as a figure
   }
-  if (kept < count) put_back(wanted.of_class, blocks.data() + 1, count - kept);
+  if (kept < count) put_back(&of, wanted.of_class, std::span(blocks).subspan(1, count - kept));
   return block;
 }
 
@@ -475,7 +475,7 @@ void pool::state::unpack(front& of, std::size_t of_class) noexcept {
     } else {
       return;
     }
-    keep_or_put_back(p.of_class, std::span(p.blocks).first(p.count).subspan(kept));
+    keep_or_put_back(&of, p.of_class, std::span(p.blocks).first(p.count).subspan(kept));
     if (p.of_class == of_class && kept != 0) return;
   }
 }
@@ -510,22 +510,26 @@ std::size_t pool::state::empty_inbox(front& of) noexcept {
     if (p.count == 0) return bytes;
     arrive(of, p);
     bytes += p.count * rules_[p.of_class].bytes;
-    keep_or_put_back(p.of_class, std::span(p.blocks).first(p.count));
+    keep_or_put_back(nullptr, p.of_class, std::span(p.blocks).first(p.count));
   }
 }
 
 /// Cached blocks in hand: a full batch goes to the depot if it has room, all else to the store.
-void pool::state::keep_or_put_back(std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept {
+void pool::state::keep_or_put_back(front* mine, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept {
   const class_rule& rule = rules_[of_class];
-  if (blocks.empty() || (blocks.size() == rule.batch && depot_.push(of_class, blocks, rule.magazines))) return;
-  put_back(of_class, blocks.data(), blocks.size());
+  if (blocks.empty()) return;
+  if (blocks.size() == rule.batch &&
+      depot_.push(of_class, blocks, rule.magazines, mine == nullptr ? nullptr : &mine->spare))
+    return;
+  put_back(mine, of_class, blocks);
 }
 
-/// Gives blocks that the caller holds (owned or cached) back to the store.
-void pool::state::put_back(std::size_t of_class, const std::uint32_t* blocks, std::size_t count) noexcept {
+/// Gives blocks that the caller holds (owned or cached) back to the store. `mine`: the caller's front, if it is its owner.
+void pool::state::put_back(front* mine, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept {
   const block_shape shape = rules_[of_class].shape;
-  for (std::size_t i = 0; i < count; ++i) store_.give(store_.tree().at_position(blocks[i], shape.order), shape.sixteenths);
-  taken_.fetch_sub(count * rules_[of_class].bytes, relaxed);  // a figure
+  for (const std::uint32_t position : blocks)
+    store_.give(store_.tree().at_position(position, shape.order), shape.sixteenths);
+  count_taken(mine, 0 - blocks.size() * rules_[of_class].bytes);
 }
 
 /// Moves the older half of a full magazine out of a front: to the depot, or to the store.
@@ -542,7 +546,7 @@ void pool::state::spill(front& of, std::size_t of_class) noexcept {
     std::copy(m.blocks + moved, m.blocks + held, m.blocks);
     m.count.store(held - moved, relaxed);  // own; others read it as a figure
   }
-  keep_or_put_back(of_class, std::span(blocks).first(moved));
+  keep_or_put_back(&of, of_class, std::span(blocks).first(moved));
 }
 
 bad_free pool::state::explain(const void* pointer, std::size_t bytes) const noexcept {
@@ -634,6 +638,7 @@ void pool::state::detach(front& of) noexcept {
       const slow_section marked(*this, &of);
       if (const front::stay inside(of); inside) {
         drain(of);
+        depot_.keep(of.spare);
         drained = true;
       }
     }

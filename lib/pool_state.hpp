@@ -131,9 +131,9 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   void unpack(detail::front& of, std::size_t of_class) noexcept;
   std::size_t arrive(detail::front& at, detail::depot::parcel& p) noexcept;
   std::size_t empty_inbox(detail::front& of) noexcept;
-  void keep_or_put_back(std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept;
+  void keep_or_put_back(detail::front* mine, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept;
   void spill(detail::front& of, std::size_t of_class) noexcept;
-  void put_back(std::size_t of_class, const std::uint32_t* blocks, std::size_t count) noexcept;
+  void put_back(detail::front* mine, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept;
 
   [[nodiscard]] detail::front* this_front() noexcept;
   [[nodiscard]] detail::front* attach() noexcept;

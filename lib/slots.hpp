@@ -61,7 +61,8 @@ class slots {
   reserved_array<atomic<std::uint64_t>> word_;
   reserved_array<atomic<link_code>> link_;
   reserved_array<atomic<std::uint64_t>> chunks_;
-  std::array<std::array<free_list, lists_per_order>, max_orders> lists_{};
+  struct alignas(64) lone_list : free_list {};
+  std::array<std::array<lone_list, lists_per_order>, max_orders> lists_{};
   std::array<atomic<std::uint32_t>, max_orders> next_{};
 };
 

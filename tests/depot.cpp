@@ -84,6 +84,26 @@ TEST_CASE("a class holds as many batches as it may, and takes more when one has 
   CHECK_FALSE(tested->push(3, batch(7, 4).span(), 5));
 }
 
+TEST_CASE("a spare magazine serves its thread alone until it is given back") {
+  const auto tested = make_depot(1);
+  std::array<std::uint32_t, max_magazine_blocks> out;
+  depot::spare mine;
+  CHECK(tested->push(3, batch(1, 4).span(), any_height, &mine));
+  CHECK(tested->pop(3, out, &mine) == 4);
+  CHECK_FALSE(tested->push(3, batch(2, 4).span(), any_height));  // the only magazine is the other's spare
+  CHECK(tested->height(3) == 0);
+  CHECK(tested->push(5, batch(3, 4).span(), any_height, &mine));
+  CHECK_FALSE(tested->push(5, batch(4, 4).span(), any_height, &mine));
+  CHECK(tested->pop(5, out, &mine) == 4);
+  CHECK(number_of(std::span(out).first(4)) == 3);
+  tested->keep(mine);
+  tested->keep(mine);  // nothing more to give
+  CHECK(tested->push(3, batch(5, 4).span(), any_height));
+  CHECK_FALSE(tested->push(3, batch(6, 4).span(), any_height, &mine));
+  CHECK(tested->pop(3, out) == 4);
+  CHECK(tested->pop(3, out, &mine) == 0);
+}
+
 TEST_CASE("when every magazine is full, nothing more is taken; emptied ones serve any class") {
   const auto tested = make_depot(4);
   std::array<std::uint32_t, max_magazine_blocks> out;
