@@ -17,12 +17,15 @@ namespace {
 constexpr std::size_t least_slack = std::size_t{16} << 20;
 constexpr std::size_t least_slack_per_front = std::size_t{4} << 20;
 
-/// What passes that relieve the soft limit may cost. Each operation earns one credit, and a pass costs this many; savings
-/// carry a program through a change of phase. A pass releases at least a part of what is committed, so that the next is
-/// some way off. Without credit, or where idle memory does not suffice, the limit gives way by a part instead: memory pays
-/// only where sizes change so fast that what is released is wanted again at once.
-constexpr std::uint64_t credit_per_pass = 65536;
-constexpr std::uint64_t most_credit = 128 * credit_per_pass;
+/// What passes that relieve the soft limit may cost. Each operation earns one credit; a pass costs a fixed number, and some
+/// for each block that it takes out of a cache, since a cache that lost it must be filled again: about a tenth of a
+/// program's time where blocks change hands as fast as they can. Savings carry a program through changes of phase. A pass
+/// releases at least a part of what is committed, so that the next is some way off. Without credit, or where idle memory
+/// does not suffice, the limit gives way by a part instead: memory pays only where sizes change so fast that what is
+/// released is wanted again at once.
+constexpr std::int64_t credit_per_pass = 32768;
+constexpr std::int64_t credit_per_block = 256;
+constexpr std::int64_t most_credit = std::int64_t{8} << 20;
 constexpr std::size_t part_released = 8;
 constexpr std::size_t part_given_way = 16;
 
@@ -76,14 +79,19 @@ void pool::state::relieve(std::size_t bytes) noexcept {
   if (excess() == 0) return;
   const std::uint64_t earned = operations() - credited_operations_;
   credited_operations_ += earned;
-  credit_ = std::min(credit_ + earned, most_credit);
-  if (credit_ >= credit_per_pass) {
-    credit_ -= credit_per_pass;
+  credit_ = std::min(credit_ + static_cast<std::int64_t>(earned), most_credit);
+  if (credit_ > 0) {
     passes_.fetch_add(1, relaxed);  // a figure
     const auto release_some = [&] { store_.trim(std::max(excess(), memory.committed() / part_released)); };
+    std::size_t blocks = 0;
+    const auto release_with = [&](haul reclaimed) {
+      blocks += reclaimed.blocks;
+      if (reclaimed.blocks != 0) release_some();
+    };
     release_some();
-    if (excess() != 0 && reclaim_depots() != 0) release_some();
-    if (excess() != 0 && reclaim_fronts() != 0) release_some();
+    if (excess() != 0) release_with(reclaim_depots());
+    if (excess() != 0) release_with(reclaim_fronts());
+    credit_ -= credit_per_pass + credit_per_block * static_cast<std::int64_t>(blocks);
     if (excess() == 0) return;
   }
   memory.set_soft_limit(memory.soft_limit() + excess() + memory.committed() / part_given_way);
@@ -153,21 +161,25 @@ pool::state::activity pool::state::watch() const noexcept {
   return sum;
 }
 
-std::size_t pool::state::reclaim_caches() noexcept { return reclaim_depots() + reclaim_fronts(); }
+pool::state::haul pool::state::reclaim_caches() noexcept {
+  haul all = reclaim_depots();
+  all += reclaim_fronts();
+  return all;
+}
 
-std::size_t pool::state::reclaim_depots() noexcept {
+pool::state::haul pool::state::reclaim_depots() noexcept {
   std::array<std::uint32_t, max_magazine_blocks> blocks;
-  std::size_t reclaimed = 0;
+  haul reclaimed;
   for (std::size_t c = 0; c < classes_; ++c) {
     while (const std::size_t count = depot_.pop(c, blocks)) {
       put_back(nullptr, c, std::span(blocks).first(count));
-      reclaimed += count * rules_[c].bytes;
+      reclaimed += {count, count * rules_[c].bytes};
     }
   }
   return reclaimed;
 }
 
-std::size_t pool::state::reclaim_fronts() noexcept {
+pool::state::haul pool::state::reclaim_fronts() noexcept {
   const std::size_t count = front_count_.load(acquire);  // new_front()
   for (std::size_t i = 0; i < count; ++i) fronts_[i].revoke();
   asymmetric_barrier::heavy();
@@ -178,7 +190,7 @@ std::size_t pool::state::reclaim_fronts() noexcept {
     if (outside[i]) post_returns(f);
   }
   // Now every return that could be posted is in its home's inbox.
-  std::size_t reclaimed = 0;
+  haul reclaimed;
   for (std::size_t i = 0; i < count; ++i)
     if (outside[i]) reclaimed += drain(fronts_[i]);
   for (std::size_t i = 0; i < count; ++i) fronts_[i].restore();
@@ -200,22 +212,22 @@ void pool::state::post_returns(front& of) noexcept {
 
 /// Gives all that a front holds, and what came home to it, back to the store. Pre: its owner is outside and stays there,
 /// or is the caller, inside.
-std::size_t pool::state::drain(front& of) noexcept {
-  std::size_t drained = 0;
+pool::state::haul pool::state::drain(front& of) noexcept {
+  haul drained;
   for (std::size_t c = 0; c < classes_; ++c) {
     front_magazine& m = of.magazines[c];
     const std::uint32_t held = m.count.load(relaxed);  // ordered by the stay or by outside()
     if (held == 0) continue;
     m.count.store(0, relaxed);
     put_back(nullptr, c, {m.blocks, held});
-    drained += held * rules_[c].bytes;
+    drained += {held, held * rules_[c].bytes};
   }
   for (;;) {
     depot::parcel p = depot_.receive(of.inbox);
     if (p.count == 0) return drained;
     arrive(of, p);
     put_back(nullptr, p.of_class, std::span(p.blocks).first(p.count));
-    drained += p.count * rules_[p.of_class].bytes;
+    drained += {p.count, p.count * rules_[p.of_class].bytes};
   }
 }
 
@@ -242,7 +254,7 @@ std::size_t pool::state::trim(std::size_t keep_bytes) noexcept {
 std::size_t pool::state::defragment() noexcept {
   const std::lock_guard lock(pass_mutex_);
   passes_.fetch_add(1, relaxed);  // a figure
-  return reclaim_caches();
+  return reclaim_caches().bytes;
 }
 
 }  // namespace orderly

@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -99,6 +100,17 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
     bool inside = false;
   };
 
+  /// What came out of caches.
+  struct haul {
+    std::size_t blocks = 0;
+    std::size_t bytes = 0;
+    haul& operator+=(const haul& other) noexcept {
+      blocks += other.blocks;
+      bytes += other.bytes;
+      return *this;
+    }
+  };
+
   /// Marks work past the front of a thread, or of one that has none.
   class slow_section;
 
@@ -151,10 +163,10 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   void relieve(std::size_t bytes) noexcept;
   [[nodiscard]] void* press(const request& wanted) noexcept;
   [[nodiscard]] void* press_locked(const request& wanted) noexcept;
-  std::size_t reclaim_caches() noexcept;
-  std::size_t reclaim_depots() noexcept;
-  std::size_t reclaim_fronts() noexcept;
-  std::size_t drain(detail::front& of) noexcept;
+  haul reclaim_caches() noexcept;
+  haul reclaim_depots() noexcept;
+  haul reclaim_fronts() noexcept;
+  haul drain(detail::front& of) noexcept;
   void post_returns(detail::front& of) noexcept;
   void collect(detail::front& home) noexcept;
   [[nodiscard]] activity watch() const noexcept;
@@ -200,7 +212,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   std::mutex pass_mutex_;
   detail::atomic<std::uint64_t> passes_{0};
   std::uint64_t credited_operations_ = 0;  ///< guarded by pass_mutex_, like the next
-  std::uint64_t credit_ = ~std::uint64_t{0} / 2;  ///< of relieve(); a new pool has all the savings that it may have
+  /// Of relieve(); may be overdrawn. A new pool has all the savings that it may have.
+  std::int64_t credit_ = std::numeric_limits<std::int64_t>::max() / 2;
   struct {
     std::uint64_t pass = 0;  ///< number of the pass that refused; 0: none
     std::uint64_t granules = 0;
