@@ -77,7 +77,7 @@ refusal arena::commit(node n, std::uint64_t granules, ceiling up_to) noexcept {
   std::byte* const root = base_ + shape_.bytes(n.granule() >> shape_.root_order << shape_.root_order);
   const auto range = [&](unsigned first) { return root + first * shape_.chunk_bytes(); };
   const chunk_mask done = each_run(missing, [&](unsigned first, unsigned count) {
-    return source_->commit(range(first), count * shape_.chunk_bytes());
+    return into_source().commit(range(first), count * shape_.chunk_bytes());
   });
   if (done == missing) {
     chunks_.set(n, missing);
@@ -88,7 +88,7 @@ refusal arena::commit(node n, std::uint64_t granules, ceiling up_to) noexcept {
   refund(static_cast<std::size_t>(std::popcount(missing & ~done)) * shape_.chunk_bytes());
   if (done != 0) note_peak();
   const chunk_mask undone = each_run(done, [&](unsigned first, unsigned count) {
-    return source_->decommit(range(first), count * shape_.chunk_bytes());
+    return into_source().decommit(range(first), count * shape_.chunk_bytes());
   });
   chunks_.set(n, done & ~undone);
   refund(static_cast<std::size_t>(std::popcount(undone)) * shape_.chunk_bytes());
@@ -100,7 +100,7 @@ std::size_t arena::decommit(node n) noexcept {
   const chunk_mask committed = chunks_.committed(n, all);
   std::byte* const root = base_ + shape_.bytes(n.granule() >> shape_.root_order << shape_.root_order);
   const chunk_mask done = each_run(committed, [&](unsigned first, unsigned count) {
-    return source_->decommit(root + first * shape_.chunk_bytes(), count * shape_.chunk_bytes());
+    return into_source().decommit(root + first * shape_.chunk_bytes(), count * shape_.chunk_bytes());
   });
   const std::size_t bytes = static_cast<std::size_t>(std::popcount(done)) * shape_.chunk_bytes();
   chunks_.clear(n, done);
@@ -112,7 +112,7 @@ refusal arena::commit(node n, std::uint64_t from, std::uint64_t to, ceiling up_t
   if (from >= to) return refusal::none;
   const std::size_t bytes = (to - from) * shape_.chunk_bytes();
   if (const refusal refused = charge(bytes, up_to); refused != refusal::none) return refused;
-  if (source_->commit(base_ + shape_.bytes(shape_.granule(n)) + from * shape_.chunk_bytes(), bytes)) {
+  if (into_source().commit(base_ + shape_.bytes(shape_.granule(n)) + from * shape_.chunk_bytes(), bytes)) {
     note_peak();
     return refusal::none;
   }
@@ -123,7 +123,7 @@ refusal arena::commit(node n, std::uint64_t from, std::uint64_t to, ceiling up_t
 bool arena::decommit(node n, std::uint64_t from, std::uint64_t to) noexcept {
   if (from >= to) return true;
   const std::size_t bytes = (to - from) * shape_.chunk_bytes();
-  if (!source_->decommit(base_ + shape_.bytes(shape_.granule(n)) + from * shape_.chunk_bytes(), bytes)) return false;
+  if (!into_source().decommit(base_ + shape_.bytes(shape_.granule(n)) + from * shape_.chunk_bytes(), bytes)) return false;
   refund(bytes);
   return true;
 }

@@ -29,6 +29,7 @@ enum class refusal : std::uint8_t {
   soft_limit,
   hard_limit,
   source,      ///< the source refused to commit
+  order,       ///< the stream cannot be made to wait for the last users
 };
 
 class arena {
@@ -40,6 +41,9 @@ class arena {
 
   /// Reserves the range. False: the source, or the system for the tables, refused.
   [[nodiscard]] bool open() noexcept;
+
+  /// True while a thread waits for the source: it holds what it holds, but it will get on.
+  [[nodiscard]] bool in_source() const noexcept { return in_source_.load(seq_cst) != 0; }
 
   [[nodiscard]] const geometry& shape() const noexcept { return shape_; }
   [[nodiscard]] const chunk_table& chunks() const noexcept { return chunks_; }
@@ -74,10 +78,28 @@ class arena {
   void note_peak() noexcept;
   void refund(std::size_t bytes) noexcept { committed_.fetch_sub(bytes, relaxed); }  // a sum; nothing is published
 
+  /// The source, for one call, which is counted.
+  class counted_source {
+   public:
+    explicit counted_source(arena& of) noexcept : of_(of) { of_.in_source_.fetch_add(1, seq_cst); }
+    counted_source(const counted_source&) = delete;
+    counted_source& operator=(const counted_source&) = delete;
+    ~counted_source() { of_.in_source_.fetch_sub(1, seq_cst); }
+    [[nodiscard]] bool commit(void* address, std::size_t bytes) const noexcept { return of_.source_->commit(address, bytes); }
+    [[nodiscard]] bool decommit(void* address, std::size_t bytes) const noexcept {
+      return of_.source_->decommit(address, bytes);
+    }
+
+   private:
+    arena& of_;
+  };
+  [[nodiscard]] counted_source into_source() noexcept { return counted_source(*this); }
+
   std::unique_ptr<memory_source> source_;
   geometry shape_;
   std::byte* base_ = nullptr;
   chunk_table chunks_;
+  atomic<std::uint32_t> in_source_{0};
   alignas(64) atomic<std::size_t> committed_{0};
   atomic<std::size_t> peak_committed_{0};
   atomic<std::size_t> soft_limit_{0};

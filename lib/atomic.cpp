@@ -28,10 +28,11 @@ void asymmetric_barrier::prepare() noexcept {
   });
 }
 
-void asymmetric_barrier::heavy() noexcept {
+bool asymmetric_barrier::heavy() noexcept {
 #if defined(__linux__) && defined(SYS_membarrier)
-  if (available_) syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+  if (available_) return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0;
 #endif
+  return true;  // the frequent side has paid
 }
 
 }  // namespace orderly::detail

@@ -37,8 +37,8 @@ class asymmetric_barrier {
   static void light() noexcept { std::atomic_signal_fence(seq_cst); }
 
   /// Rare side, between its write and its read: on return, each other thread's program order has a point at which it
-  /// executed a full barrier during this call.
-  static void heavy() noexcept;
+  /// executed a full barrier during this call. False: the system refused, and nothing is ordered.
+  [[nodiscard]] static bool heavy() noexcept;
 
   /// Asks the system once. Called by each pool's construction.
   static void prepare() noexcept;

@@ -14,6 +14,7 @@
 ///   cached  allocate                            live    the front's owner                relaxed   the user's own hand-over
 ///   cached  magazine emptied into the buddy     free    whoever holds the magazine       seq_cst   claim, recheck
 ///   owned   allocate past the front             live    the owner                        relaxed   the user's own hand-over
+///   cached  allocate from a magazine in hand    live    whoever holds the magazine       relaxed   the user's own hand-over
 ///   live    deallocate, home front              cached  the home front, by a store       relaxed   the magazine's hand-over
 ///   live    deallocate, another front           return- any thread, by CAS               relaxed   the parcel's hand-over
 ///                                               ing
@@ -25,8 +26,8 @@
 /// Home. A block that a front handed out names that front in its word, and only its home moves the word from then on, except
 /// for one step: another thread that frees the block marks it as returning, by CAS, and sends it home in a parcel. So the
 /// free of a block at home is a look and a store, without a locked instruction, and is checked all the same:
-///   - Only the home stores, always inside a stay (front.hpp), so its own steps never overlap. Others change nothing but
-///     live(home) to returning(home).
+///   - Only the home stores, inside a stay (front.hpp), so its own steps never overlap; but for the step that makes it the
+///     home, while the block is in hand and has none. Others change nothing but live(home) to returning(home).
 ///   - A block goes back into circulation only by a step of its home: the free at home, or the arrival of a parcel while
 ///     the word says returning(home), which the arrival ends. So no block is ever in circulation twice.
 ///   - Of two frees of one block in any order that the program can tell, the second sees the first and is refused. If a
@@ -86,9 +87,9 @@ class block_word {
   [[nodiscard]] static constexpr block_word live(unsigned sixteenths, std::uint64_t unused, unsigned home) noexcept {
     return block_word(of(block_state::live, sixteenths, unused).bits_ | std::uint64_t{home} << home_shift);
   }
-  /// Freed elsewhere, on the way to its home.
-  [[nodiscard]] static constexpr block_word returning(unsigned sixteenths, unsigned home) noexcept {
-    return block_word(cached(sixteenths).bits_ | std::uint64_t{home} << home_shift);
+  /// Freed elsewhere, on the way to its home. Keeps what it was, so that its parcel is told from another free's.
+  [[nodiscard]] static constexpr block_word returning(unsigned sixteenths, std::uint64_t unused, unsigned home) noexcept {
+    return block_word(of(block_state::cached, sixteenths, unused).bits_ | std::uint64_t{home} << home_shift);
   }
 
   /// The same live block with that many bytes fewer unused. Pre: it has as many.

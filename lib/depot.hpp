@@ -43,10 +43,25 @@ class depot {
     std::uint32_t number_ = 0;  // index plus one; 0: none
   };
 
+  struct alignas(64) shelf {
+    free_list full;
+    atomic<std::uint32_t> filled{0};
+  };
+
+  /// The full magazines of one lane, by class.
+  struct shelves {
+    std::array<shelf, max_classes> by_class{};
+
+    /// Magazines of a class; exact while nobody pushes or pops.
+    [[nodiscard]] std::uint32_t height(std::size_t of_class) const noexcept {
+      return by_class[of_class].filled.load(relaxed);  // a figure
+    }
+  };
+
   /// Leaves a full magazine. False: the class holds `highest` already, or there is no empty magazine.
-  [[nodiscard]] bool push(std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint32_t highest,
+  [[nodiscard]] bool push(shelves& on, std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint32_t highest,
                           spare* mine = nullptr) noexcept {
-    shelf& at = shelves_[of_class];
+    shelf& at = on.by_class[of_class];
     if (at.filled.fetch_add(1, relaxed) >= highest) {  // a bound; the list hands over
       at.filled.fetch_sub(1, relaxed);
       return false;
@@ -65,9 +80,9 @@ class depot {
   }
 
   /// Takes a full magazine. Returns the number of blocks copied to `out`, 0 if there is none.
-  [[nodiscard]] std::size_t pop(std::size_t of_class, std::span<std::uint32_t, max_magazine_blocks> out,
+  [[nodiscard]] std::size_t pop(shelves& from, std::size_t of_class, std::span<std::uint32_t, max_magazine_blocks> out,
                                 spare* mine = nullptr) noexcept {
-    shelf& at = shelves_[of_class];
+    shelf& at = from.by_class[of_class];
     const auto index = at.full.try_pop(links_.data());
     if (!index) return 0;
     at.filled.fetch_sub(1, relaxed);  // a bound
@@ -86,16 +101,17 @@ class depot {
     if (of.number_ != 0) empty_.push(links_.data(), std::exchange(of.number_, 0) - 1);
   }
 
-  /// Puts blocks of a class into a parcel on an inbox, each with the bytes of it that were not requested. False: there is no
-  /// empty magazine.
+  /// Puts blocks of a class into a parcel on an inbox, each with the bytes of it that were not requested; `note` goes with
+  /// it. False: there is no empty magazine.
   [[nodiscard]] bool send(free_list& inbox, std::size_t of_class, std::span<const std::uint32_t> blocks,
-                          const std::uint32_t* unused) noexcept {
+                          const std::uint32_t* unused, void* note = nullptr) noexcept {
     const auto index = empty_magazine();
     if (!index) return false;
     magazine& m = magazines_[*index];
     std::copy(blocks.begin(), blocks.end(), m.blocks.begin());
     m.count = static_cast<std::uint32_t>(blocks.size());
-    std::copy_n(unused, blocks.size(), m.unused.begin());
+    if (unused != nullptr) std::copy_n(unused, blocks.size(), m.unused.begin());
+    m.note = note;
     m.of_class = static_cast<std::uint32_t>(of_class);
     inbox.push(links_.data(), *index);
     return true;
@@ -104,6 +120,7 @@ class depot {
   struct parcel {
     std::size_t of_class = 0;
     std::size_t count = 0;  ///< 0: the inbox was empty
+    void* note = nullptr;
     std::array<std::uint32_t, max_magazine_blocks> blocks;
     std::array<std::uint32_t, max_magazine_blocks> unused;
   };
@@ -111,26 +128,64 @@ class depot {
   /// Takes a parcel from an inbox.
   [[nodiscard]] parcel receive(free_list& inbox) noexcept {
     parcel p;
-    const auto index = inbox.try_pop(links_.data());
-    if (!index) return p;
-    const magazine& m = magazines_[*index];
-    p.of_class = m.of_class;
-    p.count = m.count;
-    std::copy_n(m.blocks.begin(), p.count, p.blocks.begin());
-    std::copy_n(m.unused.begin(), p.count, p.unused.begin());
-    empty_.push(links_.data(), *index);
+    if (const auto index = inbox.try_pop(links_.data())) open_parcel(*index, p);
     return p;
   }
 
-  /// Magazines of a class; exact while nobody pushes or pops.
-  [[nodiscard]] std::uint32_t height(std::size_t of_class) const noexcept {
-    return shelves_[of_class].filled.load(relaxed);  // a figure
+  /// The parcels of an inbox, taken out of it all at once, in no order that is told.
+  class chain {
+    friend class depot;
+    link_code first_ = last;
+  };
+  [[nodiscard]] chain receive_all(free_list& inbox) noexcept {
+    chain all;
+    all.first_ = inbox.take_all();
+    return all;
   }
+  [[nodiscard]] parcel receive(chain& from) noexcept {
+    parcel p;
+    if (from.first_ <= last) return p;
+    const std::uint32_t index = linked_index(from.first_);
+    from.first_ = links_[index].load(relaxed);  // ours since take_all(), P
+    open_parcel(index, p);
+    return p;
+  }
+  /// One chain of two.
+  void join(chain& to, chain& other) noexcept {
+    while (other.first_ > last) {
+      const std::uint32_t index = linked_index(other.first_);
+      other.first_ = links_[index].load(relaxed);  // ours, as in receive()
+      links_[index].store(to.first_, relaxed);
+      to.first_ = link_to(index);
+    }
+  }
+  /// Puts the parcels of a chain into an inbox. Returns how many.
+  std::uint32_t give_back(chain& from, free_list& inbox) noexcept {
+    std::uint32_t count = 0;
+    for (; from.first_ > last; ++count) {
+      const std::uint32_t index = linked_index(from.first_);
+      from.first_ = links_[index].load(relaxed);  // ours, as in receive()
+      inbox.push(links_.data(), index);
+    }
+    return count;
+  }
+  [[nodiscard]] static bool empty(const chain& of) noexcept { return of.first_ <= last; }
 
  private:
+  void open_parcel(std::uint32_t index, parcel& p) noexcept {
+    const magazine& m = magazines_[index];
+    p.of_class = m.of_class;
+    p.count = m.count;
+    p.note = m.note;
+    std::copy_n(m.blocks.begin(), p.count, p.blocks.begin());
+    std::copy_n(m.unused.begin(), p.count, p.unused.begin());
+    empty_.push(links_.data(), index);
+  }
+
   struct magazine {
     std::uint32_t count;
-    std::uint32_t of_class;  ///< of a parcel
+    std::uint32_t of_class;  ///< of a parcel, like the rest
+    void* note;
     std::array<std::uint32_t, max_magazine_blocks> blocks;
     std::array<std::uint32_t, max_magazine_blocks> unused;  ///< of a parcel
   };
@@ -147,12 +202,6 @@ class depot {
 
   reserved_array<magazine> magazines_;
   reserved_array<atomic<link_code>> links_;
-  struct alignas(64) shelf {
-    free_list full;
-    atomic<std::uint32_t> filled{0};
-  };
-
-  std::array<shelf, max_classes> shelves_{};
   alignas(64) free_list empty_;
   alignas(64) atomic<std::uint32_t> next_{0};
 };

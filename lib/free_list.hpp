@@ -98,6 +98,17 @@ class free_list {
     }
   }
 
+  /// Takes all nodes at once: the link code of the first, whose links lead to the others, up to `last`. As a pop, its
+  /// linearization point is (f).
+  [[nodiscard]] link_code take_all() noexcept {
+    std::uint64_t expected = head_.load(seq_cst);                             // (d) P, S
+    for (;;) {
+      const tagged_head seen(expected);
+      if (seen.empty()) return last;
+      if (head_.compare_exchange_weak(expected, seen.with_top(last).bits(), seq_cst, seq_cst)) return seen.top();  // (f)
+    }
+  }
+
   /// True if something lay there at some recent instant: a look, not a claim.
   [[nodiscard]] bool peek() const noexcept { return !tagged_head(head_.load(seq_cst)).empty(); }  // with (c): see users
 

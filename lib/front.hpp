@@ -32,6 +32,8 @@
 
 namespace orderly::detail {
 
+struct lane;
+
 /// Blocks of one class that a thread holds, and all that the hot path needs to know of the class. The count is atomic for
 /// statistics only.
 struct alignas(64) front_magazine {
@@ -115,6 +117,15 @@ class alignas(interference) front {
   [[nodiscard]] bool attached() const noexcept { return attached_.load(seq_cst); }  // after a push; see pool::state::adopt
   void detach() noexcept { attached_.store(false, seq_cst); }  // -> try_attach(); before a look at the inbox
 
+  /// The owner is gone, wherever it was: after a fork, in the child.
+  void abandon() noexcept {
+    inside_.store(false, relaxed);  // no other thread, here and below
+    slow_.store(slow_.load(relaxed) / 2 * 2, relaxed);
+    closed_.store(closed_.load(relaxed) & exchange_required, relaxed);
+    attached_.store(false, relaxed);
+    spare = {};
+  }
+
   static void add(atomic<std::uint64_t>& counter, std::uint64_t amount) noexcept {
     counter.store(counter.load(relaxed) + amount, relaxed);  // owner only; a figure
   }
@@ -136,6 +147,7 @@ class alignas(interference) front {
   atomic<std::uint64_t> taken{0};            ///< bytes taken from the buddy minus bytes given to it, modulo 2^64
 
   std::uint32_t number = 0;  ///< as home of blocks; from 1 on
+  atomic<lane*> of_lane{nullptr};  ///< whose blocks it holds; null: the pool has no lanes. Changed by an owner that holds none
 
   std::array<front_returns, max_classes> returns{};
 

@@ -34,16 +34,18 @@ constexpr std::size_t part_given_way = 16;
 constexpr int most_rounds = 1000;
 
 /// Waits until `done()` holds, but not for ever: a thread that the system has stopped may never get there. False: given
-/// up. A thread that is merely descheduled gets its turn well before.
-template <class Done>
-bool wait_for(Done done) {
+/// up. `brief` bears a thread that is running; `long_one` one that is descheduled, for some seconds.
+template <class Patience, class Done>
+bool wait_for(Patience of, Done done) {
   for (int i = 0; i < 64; ++i)
     if (done()) return true;
   for (int i = 0; i < 256; ++i) {
     std::this_thread::yield();
     if (done()) return true;
   }
-  for (int i = 0; i < 500; ++i) {
+  if (of == Patience::brief) return false;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(3);
+  while (std::chrono::steady_clock::now() < end) {
     std::this_thread::sleep_for(std::chrono::microseconds(100));
     if (done()) return true;
   }
@@ -81,24 +83,27 @@ void pool::state::relieve(std::size_t bytes) noexcept {
   credited_operations_ += earned;
   credit_ = std::min(credit_ + static_cast<std::int64_t>(earned), most_credit);
   if (credit_ > 0) {
-    passes_.fetch_add(1, relaxed);  // a figure
-    const auto release_some = [&] { store_.trim(std::max(excess(), memory.committed() / part_released)); };
+    passes_.fetch_add(1, seq_cst);  // as in collect()
+    settle_all(false);
+    const auto release_some = [&] { trim_settled(std::max(excess(), memory.committed() / part_released)); };
     std::size_t blocks = 0;
     const auto release_with = [&](haul reclaimed) {
       blocks += reclaimed.blocks;
+      settle_all(false);
       if (reclaimed.blocks != 0) release_some();
     };
     release_some();
     if (excess() != 0) release_with(reclaim_depots());
-    if (excess() != 0) release_with(reclaim_fronts());
+    if (excess() != 0) release_with(reclaim_fronts(patience::brief));
     credit_ -= credit_per_pass + credit_per_block * static_cast<std::int64_t>(blocks);
     if (excess() == 0) return;
   }
   memory.set_soft_limit(memory.soft_limit() + excess() + memory.committed() / part_given_way);
 }
 
-/// Null: refused, and rightly: at some instant since the call no memory for the request existed outside live blocks.
-void* pool::state::press(const request& wanted) noexcept {
+/// Null: refused, and rightly: at some instant since the call no memory for the request existed outside live blocks, and
+/// what threads held that have not moved for seconds.
+void* pool::state::press(const request& wanted, front* mine) noexcept {
   const std::uint64_t arrived = passes_.load(seq_cst);  // before the lock: a pass with a higher number began later
   const std::lock_guard lock(pass_mutex_);
   // A pass that began after this request and refused no more than it asks for has refused it too. So of many threads
@@ -106,31 +111,37 @@ void* pool::state::press(const request& wanted) noexcept {
   if (refused_.pass > arrived && refused_.granules <= wanted.granules && refused_.order <= wanted.shape.order)
     return nullptr;
   const std::uint64_t number = passes_.fetch_add(1, seq_cst) + 1;
-  void* const block = press_locked(wanted);
+  void* const block = press_locked(wanted, mine);
   if (block == nullptr) refused_ = {number, wanted.granules, wanted.shape.order};
   return block;
 }
 
-void* pool::state::press_locked(const request& wanted) noexcept {
-  front* const mine = this_front();
+void* pool::state::press_locked(const request& wanted, front* mine) noexcept {
   refusal why = refusal::none;
   const std::size_t needed = commitment(wanted);
   const auto attempt = [&] {
     void* block = allocate_direct(mine, wanted, ceiling::hard, why);
-    if (block == nullptr && why != refusal::no_node && store_.trim(needed) != 0)
+    if (block == nullptr && why != refusal::no_node && trim_settled(needed) != 0)
       block = allocate_direct(mine, wanted, ceiling::hard, why);
     return block;
   };
   if (void* const block = attempt()) return block;
   for (int round = 0; round < most_rounds; ++round) {
-    const activity before = watch();
-    reclaim_caches();
+    const activity before = watch(mine);
+    const haul reclaimed = reclaim_caches(patience::brief);
+    settle_all(true);
     if (void* const block = attempt()) return block;
-    const activity after = watch();
+    if (lanes_ != nullptr && lanes_->may_wait()) {
+      lanes_->wait_for_streams();
+      if (void* const block = attempt()) return block;
+    }
+    const activity after = watch(mine);
     // Nobody was at work while we looked everywhere: what was not found is live.
-    if (!before.inside && before.steps == after.steps) return nullptr;
-    if (after.inside && !wait_for([&] { return watch().steps != after.steps; }))
-      return nullptr;  // stopped threads hold what they hold
+    if (!before.inside && !after.inside && reclaimed.complete && before.steps == after.steps) return nullptr;
+    const auto another_step = [&] { return watch(mine).steps != after.steps; };
+    if (!after.inside) continue;  // on the way out just now
+    while (!wait_for(patience::long_one, another_step))
+      if (!store_.memory().in_source()) return nullptr;  // stopped threads hold what they hold
   }
   return nullptr;
 }
@@ -144,8 +155,7 @@ std::uint64_t pool::state::operations() const noexcept {
 }
 
 /// The sum of all threads' steps, this thread's left out: it holds the mutex, not memory.
-pool::state::activity pool::state::watch() const noexcept {
-  const front* const mine = this_thread_fronts.find(serial());
+pool::state::activity pool::state::watch(const front* mine) const noexcept {
   activity sum;
   const std::size_t count = front_count_.load(acquire);  // new_front()
   for (std::size_t i = 0; i < count; ++i) {
@@ -161,9 +171,10 @@ pool::state::activity pool::state::watch() const noexcept {
   return sum;
 }
 
-pool::state::haul pool::state::reclaim_caches() noexcept {
+pool::state::haul pool::state::reclaim_caches(patience with) noexcept {
+  if (lanes_ != nullptr) lanes_->find_sealable();
   haul all = reclaim_depots();
-  all += reclaim_fronts();
+  all += reclaim_fronts(with);
   return all;
 }
 
@@ -171,30 +182,50 @@ pool::state::haul pool::state::reclaim_depots() noexcept {
   std::array<std::uint32_t, max_magazine_blocks> blocks;
   haul reclaimed;
   for (std::size_t c = 0; c < classes_; ++c) {
-    while (const std::size_t count = depot_.pop(c, blocks)) {
-      put_back(nullptr, c, std::span(blocks).first(count));
+    while (const std::size_t count = depot_.pop(shelves_, c, blocks)) {
+      settle(nullptr, c, std::span(blocks).first(count));
       reclaimed += {count, count * rules_[c].bytes};
     }
+  }
+  if (lanes_ != nullptr) {
+    lanes_->each([&](lane& of) {
+      if (!of.sealable) return;
+      reclaimed += empty_shelves(of);
+      empty_large(of);
+    });
   }
   return reclaimed;
 }
 
-pool::state::haul pool::state::reclaim_fronts() noexcept {
+/// Not complete: some fronts were passed over, because their owners are inside and do not get on.
+pool::state::haul pool::state::reclaim_fronts(patience with) noexcept {
   const std::size_t count = front_count_.load(acquire);  // new_front()
   for (std::size_t i = 0; i < count; ++i) fronts_[i].revoke();
-  asymmetric_barrier::heavy();
+  haul reclaimed;
   std::bitset<most_fronts> outside;
+  const bool ordered = asymmetric_barrier::heavy();  // else nobody can be known to be outside
   for (std::size_t i = 0; i < count; ++i) {
     front& f = fronts_[i];
-    outside[i] = wait_for([&] { return f.outside(); });
-    if (outside[i]) post_returns(f);
+    outside[i] = ordered && wait_for(with, [&] { return f.outside(); });
+    if (outside[i])
+      post_returns(f);
+    else
+      reclaimed.complete = false;
   }
   // Now every return that could be posted is in its home's inbox.
-  haul reclaimed;
   for (std::size_t i = 0; i < count; ++i)
-    if (outside[i]) reclaimed += drain(fronts_[i]);
+    if (outside[i] && can_seal(fronts_[i])) reclaimed += drain(fronts_[i]);
   for (std::size_t i = 0; i < count; ++i) fronts_[i].restore();
+  // Whoever sent a parcel to a front without a thread while it was revoked has left it to this pass.
+  for (std::size_t i = 0; i < count; ++i)
+    if (!fronts_[i].attached()) adopt(fronts_[i]);
   return reclaimed;
+}
+
+/// A pass takes nothing from a stream's cache that it could not pass on: the stream itself still can use it.
+bool pool::state::can_seal(const front& of) noexcept {
+  const lane* const in = of.of_lane.load(relaxed);  // ordered by outside()
+  return in == nullptr || in->sealable;
 }
 
 /// Puts a revoked front's returns into their homes' inboxes. Pre: as drain().
@@ -204,8 +235,15 @@ void pool::state::post_returns(front& of) noexcept {
     const std::uint32_t count = r.count.load(relaxed);  // ordered by outside()
     if (count == 0) continue;
     front& home = fronts_[r.home - 1];
-    if (!depot_.send(home.inbox, c, {r.blocks, count}, r.unused)) continue;  // no magazine left; the next pass has one
-    home.inbox_bytes.fetch_add(count * rules_[c].bytes, relaxed);  // a figure
+    lane* const in = of.of_lane.load(relaxed);  // ordered by outside()
+    if (in != nullptr) in->coming.fetch_add(1, relaxed);  // as in deliver()
+    const std::uint64_t bytes = count * rules_[c].bytes;
+    home.inbox_bytes.fetch_add(bytes, relaxed);  // a figure, never below what is there
+    if (!depot_.send(home.inbox, c, {r.blocks, count}, r.unused, in)) {  // no magazine left; the next pass has one
+      home.inbox_bytes.fetch_sub(bytes, relaxed);
+      if (in != nullptr) in->coming.fetch_sub(1, relaxed);
+      continue;
+    }
     r.count.store(0, relaxed);
   }
 }
@@ -219,14 +257,16 @@ pool::state::haul pool::state::drain(front& of) noexcept {
     const std::uint32_t held = m.count.load(relaxed);  // ordered by the stay or by outside()
     if (held == 0) continue;
     m.count.store(0, relaxed);
-    put_back(nullptr, c, {m.blocks, held});
+    put_back(nullptr, of.of_lane.load(relaxed), c, {m.blocks, held});
     drained += {held, held * rules_[c].bytes};
   }
   for (;;) {
     depot::parcel p = depot_.receive(of.inbox);
     if (p.count == 0) return drained;
     arrive(of, p);
-    put_back(nullptr, p.of_class, std::span(p.blocks).first(p.count));
+    auto* const in = static_cast<lane*>(p.note);
+    put_back(nullptr, in, p.of_class, std::span(p.blocks).first(p.count));
+    if (in != nullptr) in->coming.fetch_sub(1, release);  // as in unpack()
     drained += {p.count, p.count * rules_[p.of_class].bytes};
   }
 }
@@ -238,23 +278,25 @@ void pool::state::collect(front& home) noexcept {
   if (!lock) return;
   passes_.fetch_add(1, seq_cst);  // a figure here; press() needs the order
   home.revoke();
-  asymmetric_barrier::heavy();
-  if (wait_for([&] { return home.outside(); })) empty_inbox(home);
+  if (asymmetric_barrier::heavy() && wait_for(patience::brief, [&] { return home.outside(); })) empty_inbox(home);
   home.restore();
 }
 
 std::size_t pool::state::trim(std::size_t keep_bytes) noexcept {
   const std::lock_guard lock(pass_mutex_);
-  passes_.fetch_add(1, relaxed);  // a figure
-  reclaim_caches();
+  passes_.fetch_add(1, seq_cst);  // as in collect()
+  reclaim_caches(patience::long_one);
+  settle_all(false);
   const std::size_t committed = store_.memory().committed();
-  return committed > keep_bytes ? store_.trim(committed - keep_bytes) : 0;
+  return committed > keep_bytes ? trim_settled(committed - keep_bytes) : 0;
 }
 
 std::size_t pool::state::defragment() noexcept {
   const std::lock_guard lock(pass_mutex_);
-  passes_.fetch_add(1, relaxed);  // a figure
-  return reclaim_caches().bytes;
+  passes_.fetch_add(1, seq_cst);  // as in collect()
+  const std::size_t reclaimed = reclaim_caches(patience::long_one).bytes;
+  settle_all(false);
+  return reclaimed;
 }
 
 }  // namespace orderly

@@ -7,6 +7,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 
 namespace orderly {
@@ -60,6 +61,9 @@ constexpr std::uint64_t most_addresses = std::uint64_t{1} << 46;
     const bool tree_is_long_enough = g.bytes(g.tree_granules) >= g.capacity;
     const bool addresses_exist = g.bytes(g.total_granules) <= most_addresses;
     if (tree_is_long_enough && addresses_exist) return g;
+    if (g.tree_granules == 0)
+      invalid("chunk " + std::to_string(chunk) + " is too large for the granule; use a granule of at least " +
+              std::to_string(granule * 2));
     if (o.capacity == 0) {  // nobody asked for so much
       capacity -= capacity / 16;
       continue;
@@ -98,8 +102,10 @@ class pool::state::slow_section {
 
 // ---------------------------------------------------------------------------------------------------- construction
 
-pool::state::state(std::unique_ptr<memory_source> source, const options& settings)
-    : settings_(settings), store_{plan(source.get(), settings), std::move(source)} {  // in braces: from left to right
+pool::state::state(std::unique_ptr<memory_source> source, const options& settings, std::unique_ptr<lanes> streams)
+    : settings_(settings),
+      store_{plan(source.get(), settings), std::move(source)},  // in braces: from left to right
+      lanes_(std::move(streams)) {
   asymmetric_barrier::prepare();
   set_rules();
   const std::size_t limit = shape().limit;
@@ -153,22 +159,23 @@ bool pool::state::aligns(std::size_t alignment) const noexcept {
   return std::has_single_bit(alignment) && (alignment <= shape().granule_bytes() || alignment <= max_alignment_);
 }
 
-void* pool::state::allocate_or_throw(std::size_t bytes, std::size_t alignment) {
-  if (void* const block = allocate_slow(work_out(bytes, alignment))) return block;
+void* pool::state::allocate_or_throw(std::size_t bytes, std::size_t alignment, lane* in) {
+  if (void* const block = allocate_slow(work_out(bytes, alignment, in))) return block;
   throw out_of_memory(bytes, store_.memory().committed(), shape().limit);
 }
 
-void* pool::state::allocate_or_null(std::size_t bytes, std::size_t alignment) noexcept {
+void* pool::state::allocate_or_null(std::size_t bytes, std::size_t alignment, lane* in) noexcept {
   if (!aligns(alignment)) return nullptr;
   try {
-    return allocate_slow(work_out(bytes, alignment));
+    return allocate_slow(work_out(bytes, alignment, in));
   } catch (...) {  // the out-of-memory handler's
     return nullptr;
   }
 }
 
-pool::state::request pool::state::work_out(std::size_t bytes, std::size_t alignment) const noexcept {
+pool::state::request pool::state::work_out(std::size_t bytes, std::size_t alignment, lane* in) const noexcept {
   request r;
+  r.in = in;
   r.bytes = std::max<std::size_t>(bytes, 1);
   r.granules = ((r.bytes - 1) >> granule_shift_) + 1;
   if (alignment > shape().granule_bytes() && r.granules <= std::uint64_t{1} << shape().root_order) {
@@ -186,7 +193,7 @@ pool::state::request pool::state::work_out(std::size_t bytes, std::size_t alignm
 
 std::size_t pool::state::rounded(std::size_t bytes) const noexcept {
   if (bytes > shape().capacity) return 0;
-  const request r = work_out(bytes, 1);
+  const request r = work_out(bytes, 1, nullptr);
   if (shape().in_tree(r.shape.order)) return shape().bytes(granules_of(r.shape.order, r.shape.sixteenths));
   return (r.bytes + shape().chunk_bytes() - 1) & ~(shape().chunk_bytes() - 1);
 }
@@ -210,19 +217,28 @@ void* pool::state::hand_out(front* of, const request& wanted, node n) noexcept {
 }
 
 void* pool::state::allocate_direct(front* of, const request& wanted, ceiling up_to, refusal& why) noexcept {
-  const auto n = store_.take_one(wanted.shape, wanted.granules, up_to, why);
-  if (!n) return nullptr;
-  count_taken(of, store_.length(*n, wanted.shape.sixteenths));
+  auto n = take_large(wanted);
+  if (!n) {
+    n = store_.take_one(wanted.shape, wanted.granules, up_to, why);
+    if (!n) return nullptr;
+    if (wanted.in != nullptr && !lanes_->catch_up(*wanted.in)) {
+      store_.give(*n, wanted.shape.sixteenths);
+      why = refusal::order;
+      return nullptr;
+    }
+    count_taken(of, store_.length(*n, wanted.shape.sixteenths));
+  }
   return hand_out(of, wanted, *n);
 }
 
 /// The hot path's work, also where entering a front takes an exchange.
-void* pool::state::allocate_in_front(std::size_t bytes) noexcept {
-  return allocate_here<front::stay>(bytes, []() noexcept { return nullptr; });
+void* pool::state::allocate_in_front(lane* in, std::size_t bytes) noexcept {
+  return allocate_here<front::stay>(key(in), bytes, []() noexcept { return nullptr; });
 }
 
-bool pool::state::deallocate_in_front(void* pointer, std::size_t bytes) noexcept {
-  return deallocate_here<front::stay>(pointer, bytes, []() noexcept { return error::double_free; }) == error::none;
+bool pool::state::deallocate_in_front(lane* in, void* pointer, std::size_t bytes) noexcept {
+  return deallocate_here<front::stay>(key(in), pointer, bytes, []() noexcept { return error::double_free; }) ==
+         error::none;
 }
 
 /// What came home, a magazine of the depot, or a batch of the store: one block for the caller, the rest for the front.
@@ -230,13 +246,18 @@ void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refus
   const class_rule& rule = rules_[wanted.of_class];
   if (of.inbox.peek()) {
     unpack(of, wanted.of_class);
-    if (void* const block = allocate_in_front(wanted.bytes)) return block;
+    if (void* const block = allocate_in_front(wanted.in, wanted.bytes)) return block;
   }
   std::array<std::uint32_t, max_magazine_blocks> blocks;
-  std::size_t count = depot_.pop(wanted.of_class, blocks, &of.spare);
+  std::size_t count = depot_.pop(shelves_of(wanted.in), wanted.of_class, blocks, &of.spare);
   if (count == 0) {
     count = store_.take(rule.shape, std::span(blocks).first(rule.refill), up_to, why);
     if (count == 0) return nullptr;
+    if (wanted.in != nullptr && !lanes_->catch_up(*wanted.in)) {
+      for (std::size_t i = 0; i < count; ++i) store_.give({blocks[i], rule.shape.order}, rule.shape.sixteenths);
+      why = refusal::order;
+      return nullptr;
+    }
     count_taken(&of, count * rule.bytes);
     for (std::size_t i = 0; i < count; ++i) {
       const node n{blocks[i], rule.shape.order};
@@ -253,14 +274,16 @@ void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refus
     while (kept < count && held < m.capacity) m.blocks[held++] = blocks[count - kept++];
     m.count.store(held, relaxed);  // own; others read it as a figure
   }
-  if (kept < count) put_back(&of, wanted.of_class, std::span(blocks).subspan(1, count - kept));
+  if (kept < count) keep_or_put_back(&of, wanted.in, wanted.of_class, std::span(blocks).subspan(1, count - kept));
   return block;
 }
 
 void* pool::state::allocate_once(const request& wanted) noexcept {
-  front* const mine = this_front();
-  if (!asymmetric_barrier::available() && wanted.of_class != no_class)  // where the hot path never enters
-    if (void* const block = allocate_in_front(wanted.bytes)) return block;
+  const bool at_hand = this_thread_fronts.find(key(wanted.in)) != nullptr;
+  front* const mine = this_front(wanted.in);
+  // Where the hot path never enters, or has not known the front: it may have the block.
+  if ((!at_hand || !asymmetric_barrier::available()) && wanted.of_class != no_class)
+    if (void* const block = allocate_in_front(wanted.in, wanted.bytes)) return block;
   refusal why = refusal::none;
   const auto attempt = [&](ceiling up_to) {
     const slow_section marked(*this, mine);
@@ -272,11 +295,18 @@ void* pool::state::allocate_once(const request& wanted) noexcept {
     relieve(commitment(wanted));
     block = attempt(ceiling::hard);
   }
-  return block != nullptr ? block : press(wanted);
+  if (block == nullptr && wanted.in != nullptr) {
+    {
+      const std::lock_guard lock(pass_mutex_);
+      settle_all(true);
+    }
+    block = attempt(ceiling::hard);
+  }
+  return block != nullptr ? block : press(wanted, mine);
 }
 
 void* pool::state::allocate_slow(const request& wanted) {
-  thread_local bool in_handler = false;
+  thread_local std::uint64_t handling = 0;  // serial of the pool whose handler this thread is in
   struct refusal_count {  // also when the handler throws
     atomic<std::uint64_t>* counter;
     ~refusal_count() {
@@ -288,12 +318,11 @@ void* pool::state::allocate_slow(const request& wanted) {
       refused.counter = nullptr;
       return block;
     }
-    if (!settings_.on_out_of_memory || in_handler) break;
-    in_handler = true;
+    if (!settings_.on_out_of_memory || handling == serial()) break;
     struct leaving {
-      bool& flag;
-      ~leaving() { flag = false; }
-    } const leave{in_handler};
+      std::uint64_t outer;
+      ~leaving() { handling = outer; }
+    } const leave{std::exchange(handling, serial())};
     if (!settings_.on_out_of_memory(wanted.bytes)) break;
   }
   return nullptr;
@@ -301,9 +330,9 @@ void* pool::state::allocate_slow(const request& wanted) {
 
 // ------------------------------------------------------------------------------------------------------------ free
 
-error pool::state::deallocate_or_report(void* pointer, std::size_t bytes) noexcept {
+error pool::state::deallocate_or_report(void* pointer, std::size_t bytes, lane* in) noexcept {
   bad_free report;
-  const error code = deallocate_slow(pointer, bytes, &report);
+  const error code = deallocate_slow(pointer, bytes, &report, in);
   if (code != error::none && settings_.on_bad_free) settings_.on_bad_free(report);
   return code;
 }
@@ -320,11 +349,11 @@ bool pool::state::accepts(const block_store::found& block, std::size_t bytes) co
   return shape_of(granules, block.n.order) == block_shape{block.n.order, static_cast<std::uint8_t>(block.word.sixteenths())};
 }
 
-error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* report) noexcept {
+error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* report, lane* in) noexcept {
   if (pointer == nullptr) return error::none;
-  if (!asymmetric_barrier::available() && deallocate_in_front(pointer, bytes)) return error::none;
-  if (return_home(pointer, bytes)) return error::none;
-  front* const mine = this_front();
+  if (!asymmetric_barrier::available() && deallocate_in_front(in, pointer, bytes)) return error::none;
+  if (return_home(in, pointer, bytes)) return error::none;
+  front* const mine = this_front(in);
   const auto offset = store_.memory().offset(pointer);
   for (;;) {
     const block_store::found block = offset ? store_.find_live(*offset) : block_store::found{};
@@ -340,15 +369,18 @@ error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* r
     if (home != 0 && mine != nullptr) {
       // A front after all: the size was unknown, the magazine was full, or the block is another front's.
       if (home != mine->number) {
-        if (return_home(pointer, requested)) return error::none;
+        if (return_home(in, pointer, requested)) return error::none;
       } else {
         if (mine->magazines[of_class].count.load(relaxed) == rules_[of_class].capacity) spill(*mine, of_class);  // own
-        if (deallocate_in_front(pointer, requested)) return error::none;
+        if (deallocate_in_front(in, pointer, requested)) return error::none;
       }
     }
     const slow_section marked(*this, mine);
     std::uint64_t expected = block.word.bits();
-    const block_word next = home == 0 ? block_word::owned() : block_word::returning(block.word.sixteenths(), home);
+    const unsigned sixteenths = block.word.sixteenths();
+    const block_word next = home != 0      ? block_word::returning(sixteenths, block.word.unused(), home)
+                            : in == nullptr ? block_word::owned()
+                                            : block_word::cached(sixteenths);
     // live -> owned or returning, the check, past the front. Relaxed: give() or the parcel publishes. When another thread
     // is faster, look again.
     if (!store_.word(block.n).compare_exchange_strong(expected, next.bits(), relaxed, relaxed)) continue;
@@ -356,10 +388,9 @@ error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* r
     if (home != 0) {
       const auto unused = static_cast<std::uint32_t>(block.word.unused());
       const std::uint32_t position = store_.tree().position(block.n);
-      deliver(of_class, home, {&position, 1}, &unused);
+      deliver(in, of_class, home, {&position, 1}, &unused);
     } else {
-      count_taken(mine, 0 - block.length);
-      store_.give(block.n, block.word.sixteenths());
+      give_direct(mine, in, block.n, sixteenths);
     }
     return error::none;
   }
@@ -367,10 +398,10 @@ error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* r
 
 /// Frees a block of another front: marks it, and keeps it for a parcel. False: it is no such block, or this thread's front
 /// is revoked; nothing has happened.
-bool pool::state::return_home(void* pointer, std::size_t bytes) noexcept {
+bool pool::state::return_home(lane* in, void* pointer, std::size_t bytes) noexcept {
   const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of an unknown size, 0, it is out of range
   const std::uint64_t offset = reinterpret_cast<std::uintptr_t>(pointer) - reinterpret_cast<std::uintptr_t>(base_);
-  front* const mine = this_thread_fronts.find(serial());
+  front* const mine = this_thread_fronts.find(key(in));
   if (mine == nullptr || last_granule >= front_granules_ || offset >= tree_bytes_) return false;
   const std::size_t of_class = class_table_[last_granule];
   const front_magazine& m = mine->magazines[of_class];
@@ -390,7 +421,7 @@ bool pool::state::return_home(void* pointer, std::size_t bytes) noexcept {
         std::uint64_t expected = seen.bits();
         // live -> returning, the check of this free: of several threads that free one block, one CAS succeeds. Relaxed:
         // the parcel hands the block on.
-        if (!word.compare_exchange_strong(expected, block_word::returning(m.cached.sixteenths(), home).bits(), relaxed, relaxed))
+        if (!word.compare_exchange_strong(expected, block_word::returning(m.cached.sixteenths(), seen.unused(), home).bits(), relaxed, relaxed))
           return false;
         r.home = home;
         r.blocks[count] = static_cast<std::uint32_t>(position);
@@ -423,20 +454,27 @@ bool pool::state::send_returns(front& of, std::size_t of_class) noexcept {
     r.count.store(0, relaxed);  // own; others read it as a figure
   }
   if (count == 0) return false;
-  deliver(of_class, home, std::span(blocks).first(count), unused.data());
+  deliver(of.of_lane.load(relaxed), of_class, home, std::span(blocks).first(count), unused.data());
   return true;
 }
 
 /// Puts a parcel into the inbox of a front, and sees to it that it does not lie there for ever: a front without a thread, or
 /// one whose thread does not come to look, is emptied by the sender.
-void pool::state::deliver(std::size_t of_class, std::uint32_t home, std::span<const std::uint32_t> blocks,
+void pool::state::deliver(lane* in, std::size_t of_class, std::uint32_t home, std::span<const std::uint32_t> blocks,
                           const std::uint32_t* unused) noexcept {
   front& at = fronts_[home - 1];
+  if (in != nullptr) in->coming.fetch_add(1, relaxed);  // before the parcel can arrive
   const std::uint64_t bytes = blocks.size() * rules_[of_class].bytes;
   const std::uint64_t waiting = at.inbox_bytes.fetch_add(bytes, relaxed) + bytes;  // a figure
-  while (!depot_.send(at.inbox, of_class, blocks, unused)) {  // every magazine is in use: a pass empties some
-    const std::lock_guard lock(pass_mutex_);
-    reclaim_caches();
+  while (!depot_.send(at.inbox, of_class, blocks, unused, in)) {  // every magazine is in use: a pass empties some
+    const std::unique_lock lock(pass_mutex_, std::try_to_lock);  // another may be at it, and wait for this thread to go on
+    if (!lock) {
+      std::this_thread::yield();
+      continue;
+    }
+    passes_.fetch_add(1, seq_cst);  // as in collect()
+    reclaim_caches(patience::brief);
+    settle_all(true);
   }
   if (at.attached()) {
     if (waiting >= inbox_limit_) collect(at);
@@ -468,14 +506,18 @@ void pool::state::unpack(front& of, std::size_t of_class) noexcept {
       p = depot_.receive(of.inbox);
       if (p.count == 0) return;
       arrive(of, p);
-      front_magazine& m = of.magazines[p.of_class];
-      std::uint32_t held = m.count.load(relaxed);  // own
-      while (kept < p.count && held < m.capacity) m.blocks[held++] = p.blocks[kept++];
-      m.count.store(held, relaxed);  // own; others read it as a figure
+      if (p.note == of.of_lane.load(relaxed)) {  // else its blocks were freed in another stream, whose they are
+        front_magazine& m = of.magazines[p.of_class];
+        std::uint32_t held = m.count.load(relaxed);  // own
+        while (kept < p.count && held < m.capacity) m.blocks[held++] = p.blocks[kept++];
+        m.count.store(held, relaxed);  // own; others read it as a figure
+      }
     } else {
       return;
     }
-    keep_or_put_back(&of, p.of_class, std::span(p.blocks).first(p.count).subspan(kept));
+    auto* const in = static_cast<lane*>(p.note);
+    keep_or_put_back(&of, in, p.of_class, std::span(p.blocks).first(p.count).subspan(kept));
+    if (in != nullptr) in->coming.fetch_sub(1, release);  // release_lane(): the lane has its blocks
     if (p.of_class == of_class && kept != 0) return;
   }
 }
@@ -487,7 +529,7 @@ std::size_t pool::state::arrive(front& at, depot::parcel& p) noexcept {
   std::size_t valid = 0;
   for (std::size_t i = 0; i < p.count; ++i) {
     atomic<std::uint64_t>& word = store_.word(store_.tree().at_position(p.blocks[i], rule.shape.order));
-    if (word.load(relaxed) != block_word::returning(rule.shape.sixteenths, at.number).bits()) {
+    if (word.load(relaxed) != block_word::returning(rule.shape.sixteenths, p.unused[i], at.number).bits()) {
       // Counted as a free when it was sent, which it was not. Figures, all of them.
       bad_frees_.fetch_add(1, relaxed);
       frees_.fetch_sub(1, relaxed);
@@ -510,22 +552,31 @@ std::size_t pool::state::empty_inbox(front& of) noexcept {
     if (p.count == 0) return bytes;
     arrive(of, p);
     bytes += p.count * rules_[p.of_class].bytes;
-    keep_or_put_back(nullptr, p.of_class, std::span(p.blocks).first(p.count));
+    auto* const in = static_cast<lane*>(p.note);
+    keep_or_put_back(nullptr, in, p.of_class, std::span(p.blocks).first(p.count));
+    if (in != nullptr) in->coming.fetch_sub(1, release);  // as in unpack()
   }
 }
 
 /// Cached blocks in hand: a full batch goes to the depot if it has room, all else to the store.
-void pool::state::keep_or_put_back(front* mine, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept {
+void pool::state::keep_or_put_back(front* mine, lane* in, std::size_t of_class,
+                                   std::span<const std::uint32_t> blocks) noexcept {
   const class_rule& rule = rules_[of_class];
   if (blocks.empty()) return;
-  if (blocks.size() == rule.batch &&
-      depot_.push(of_class, blocks, rule.magazines, mine == nullptr ? nullptr : &mine->spare))
+  if (blocks.size() == rule.batch && depot_.push(shelves_of(in), of_class, blocks, rule.magazines,
+                                                 mine == nullptr ? nullptr : &mine->spare))
     return;
-  put_back(mine, of_class, blocks);
+  put_back(mine, in, of_class, blocks);
+}
+
+/// What caches do not hold: to the store, or to the lane until no stream may use it.
+void pool::state::put_back(front* mine, lane* in, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept {
+  if (in == nullptr) return settle(mine, of_class, blocks);
+  hold(*in, of_class, blocks, blocks.size() * rules_[of_class].bytes);
 }
 
 /// Gives blocks that the caller holds (owned or cached) back to the store. `mine`: the caller's front, if it is its owner.
-void pool::state::put_back(front* mine, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept {
+void pool::state::settle(front* mine, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept {
   const block_shape shape = rules_[of_class].shape;
   for (const std::uint32_t position : blocks)
     store_.give(store_.tree().at_position(position, shape.order), shape.sixteenths);
@@ -546,7 +597,7 @@ void pool::state::spill(front& of, std::size_t of_class) noexcept {
     std::copy(m.blocks + moved, m.blocks + held, m.blocks);
     m.count.store(held - moved, relaxed);  // own; others read it as a figure
   }
-  keep_or_put_back(&of, of_class, std::span(blocks).first(moved));
+  keep_or_put_back(&of, of.of_lane.load(relaxed), of_class, std::span(blocks).first(moved));
 }
 
 bad_free pool::state::explain(const void* pointer, std::size_t bytes) const noexcept {
@@ -579,21 +630,33 @@ bad_free pool::state::explain(const void* pointer, std::size_t bytes) const noex
 
 // ---------------------------------------------------------------------------------------------------------- fronts
 
-front* pool::state::this_front() noexcept {
-  front* const mine = this_thread_fronts.find(serial());
-  return mine != nullptr ? mine : attach();
+front* pool::state::this_front(lane* in) noexcept {
+  front* const mine = this_thread_fronts.find(key(in));
+  return mine != nullptr ? mine : attach(in);
 }
 
-front* pool::state::attach() noexcept {
+front* pool::state::attach(lane* in) noexcept {
   if (this_thread_fronts.exiting) return nullptr;
-  if (front* const known = recall_front(serial())) return known;
+  if (front* const known = recall_front(key(in))) return known;
+  if (in != nullptr) {  // a front of a stream that is no more holds nothing; release_lane() saw to it
+    front* const idle = rename_front(serial(), key(in), [](const front& f, std::uint64_t known_as) {
+      return f.of_lane.load(relaxed)->serial.load(acquire) != known_as;  // release_lane()
+    });
+    if (idle != nullptr) {
+      idle->of_lane.store(in, relaxed);  // own
+      return idle;
+    }
+  }
   front* f = nullptr;
   const std::size_t count = front_count_.load(acquire);  // new_front(): the fronts below are initialised
   for (std::size_t i = 0; i < count && f == nullptr; ++i)
     if (fronts_[i].try_attach()) f = &fronts_[i];
   if (f == nullptr) f = new_front();
-  if (f == nullptr || remember_front(serial(), f)) return f;
+  if (f == nullptr) return nullptr;
+  f->of_lane.store(in, relaxed);  // own
+  if (remember_front(key(in), f, serial())) return f;
   f->detach();
+  adopt(*f);
   return nullptr;
 }
 
@@ -645,10 +708,34 @@ void pool::state::detach(front& of) noexcept {
     if (!drained) wait_for_pass();
   }
   publish_requested(of);
+  // A per-thread stream ends with its thread, and only here an event can be put behind its work.
+  if (lane* const in = of.of_lane.load(relaxed); in != nullptr && in->owner != 0) release_lane(*in);
   of.detach();
   // From here on the front may be another thread's, its marks included.
   const slow_section marked(*this, nullptr);
   adopt(of);
+}
+
+void pool::state::before_fork() noexcept {
+  pass_mutex_.lock();
+  front_mutex_.lock();
+  recorded_mutex_.lock();
+  if (lanes_ != nullptr) lanes_->lock();
+}
+
+/// In the child, fronts of threads that are gone are anybody's. What such a thread had in hand at that instant is lost to
+/// the child: a few blocks at most.
+void pool::state::after_fork(bool child) noexcept {
+  if (child) {
+    const std::size_t count = front_count_.load(relaxed);  // no other thread
+    for (std::size_t i = 0; i < count; ++i)
+      if (!holds_front(&fronts_[i])) fronts_[i].abandon();
+    frontless_ended_.store(frontless_begun_.load(relaxed), relaxed);
+  }
+  if (lanes_ != nullptr) lanes_->unlock();
+  recorded_mutex_.unlock();
+  front_mutex_.unlock();
+  pass_mutex_.unlock();
 }
 
 // --------------------------------------------------------------------------------------------------------- figures
@@ -723,7 +810,14 @@ statistics pool::state::stats() const noexcept {
       cached += (f.magazines[c].count.load(relaxed) + f.returns[c].count.load(relaxed)) * rules_[c].bytes;
   }
   for (std::size_t c = 0; c < classes_; ++c)
-    cached += std::uint64_t{depot_.height(c)} * rules_[c].batch * rules_[c].bytes;
+    cached += std::uint64_t{shelves_.height(c)} * rules_[c].batch * rules_[c].bytes;
+  if (lanes_) {
+    lanes_->each([&](const lane& in) {
+      cached += in.held.load(relaxed);
+      for (std::size_t c = 0; c < classes_; ++c)
+        cached += std::uint64_t{in.shelves.height(c)} * rules_[c].batch * rules_[c].bytes;
+    });
+  }
   s.requested = static_cast<std::size_t>(std::max<std::int64_t>(requested, 0));
   s.cached = static_cast<std::size_t>(cached);
   s.allocated = static_cast<std::size_t>(taken > cached ? taken - cached : 0);

@@ -16,11 +16,16 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
+#include <unordered_map>
+#include <vector>
 
 #include "block_store.hpp"
 #include "depot.hpp"
 #include "front.hpp"
+#include "lane.hpp"
+#include "lanes.hpp"
 #include "orderly/pool.hpp"
 #include "registry.hpp"
 #include "thread_fronts.hpp"
@@ -30,7 +35,8 @@ namespace orderly {
 class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
  public:
   /// Throws std::invalid_argument, out_of_memory, std::bad_alloc.
-  state(std::unique_ptr<memory_source> source, const options& settings);
+  state(std::unique_ptr<memory_source> source, const options& settings,
+        std::unique_ptr<detail::lanes> streams = nullptr);
   state(const state&) = delete;
   state& operator=(const state&) = delete;
   ~state();
@@ -39,25 +45,46 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   /// needs a stack frame.
   template <class Otherwise>
   [[nodiscard, gnu::always_inline]] void* allocate_hot(std::size_t bytes, const Otherwise& otherwise) {
-    return allocate_here<detail::front::brief_stay>(bytes, otherwise);
+    return allocate_here<detail::front::brief_stay>(serial(), bytes, otherwise);
+  }
+  template <class Otherwise>
+  [[nodiscard, gnu::always_inline]] void* allocate_hot(const detail::lane& in, std::size_t bytes,
+                                                       const Otherwise& otherwise) {
+    return allocate_here<detail::front::brief_stay>(key(&in), bytes, otherwise);
   }
   [[nodiscard]] bool aligned_by_granule(std::size_t alignment) const noexcept {
     return alignment - 1 < hot_alignments_ && (alignment & (alignment - 1)) == 0;
   }
 
   /// Past the hot path. Throws out_of_memory, and what the out-of-memory handler throws. Pre: aligns(alignment).
-  [[nodiscard]] void* allocate_or_throw(std::size_t bytes, std::size_t alignment);
+  [[nodiscard]] void* allocate_or_throw(std::size_t bytes, std::size_t alignment, detail::lane* in = nullptr);
   /// The same; null instead of an exception. Also null for an alignment that cannot be had.
-  [[nodiscard]] void* allocate_or_null(std::size_t bytes, std::size_t alignment) noexcept;
+  [[nodiscard]] void* allocate_or_null(std::size_t bytes, std::size_t alignment, detail::lane* in = nullptr) noexcept;
   [[nodiscard]] bool aligns(std::size_t alignment) const noexcept;
 
   /// The hot path, in the same way.
   template <class Otherwise>
   [[gnu::always_inline]] error deallocate_hot(void* pointer, std::size_t bytes, const Otherwise& otherwise) {
-    return deallocate_here<detail::front::brief_stay>(pointer, bytes, otherwise);
+    return deallocate_here<detail::front::brief_stay>(serial(), pointer, bytes, otherwise);
   }
-  [[nodiscard]] error deallocate_slow(void* pointer, std::size_t bytes, bad_free* report) noexcept;
-  error deallocate_or_report(void* pointer, std::size_t bytes) noexcept;
+  template <class Otherwise>
+  [[gnu::always_inline]] error deallocate_hot(const detail::lane& in, void* pointer, std::size_t bytes,
+                                              const Otherwise& otherwise) {
+    return deallocate_here<detail::front::brief_stay>(key(&in), pointer, bytes, otherwise);
+  }
+  [[nodiscard]] error deallocate_slow(void* pointer, std::size_t bytes, bad_free* report,
+                                      detail::lane* in = nullptr) noexcept;
+  error deallocate_or_report(void* pointer, std::size_t bytes, detail::lane* in = nullptr) noexcept;
+
+  // Of a pool with streams; see stream_pool.
+  [[nodiscard]] detail::lane* bind(stream_handle stream) noexcept;
+  [[nodiscard]] error record_stream(void* pointer, detail::lane& in) noexcept;
+  void release_lane(detail::lane& of) noexcept;
+  void release_lane_locked(detail::lane& of) noexcept;  ///< Pre: pass
+  [[nodiscard]] bool synchronize(detail::lane* only) noexcept;
+  void seal_if_due(detail::lane& of, std::size_t due) noexcept;
+  [[nodiscard]] detail::lanes* streams() const noexcept { return lanes_.get(); }
+  [[nodiscard]] std::size_t held() const noexcept;
 
   [[nodiscard]] std::size_t block_size(const void* pointer) const noexcept;
   [[nodiscard]] bool owns(const void* pointer) const noexcept;
@@ -70,11 +97,14 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 
   [[nodiscard]] bool contains(const void* pointer) const noexcept override;
   void detach(detail::front& of) noexcept override;
+  void before_fork() noexcept override;
+  void after_fork(bool child) noexcept override;
+
+  static constexpr std::size_t no_class = ~std::size_t{0};
 
  private:
   static constexpr std::size_t most_fronts = 4096;
   static_assert(most_fronts <= detail::block_word::most_home);
-  static constexpr std::size_t no_class = ~std::size_t{0};
 
   /// A request, worked out.
   struct request {
@@ -82,6 +112,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
     std::uint64_t granules = 0;
     detail::block_shape shape;
     std::size_t of_class = no_class;  ///< of the fronts; none: too large, or over-aligned
+    detail::lane* in = nullptr;       ///< the stream that will use it
   };
 
   /// What fronts and depots do with a class.
@@ -100,13 +131,18 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
     bool inside = false;
   };
 
+  /// How long a pass waits for a thread inside its front.
+  enum class patience : std::uint8_t { brief, long_one };
+
   /// What came out of caches.
   struct haul {
     std::size_t blocks = 0;
     std::size_t bytes = 0;
+    bool complete = true;  ///< nothing was passed over
     haul& operator+=(const haul& other) noexcept {
       blocks += other.blocks;
       bytes += other.bytes;
+      complete = complete && other.complete;
       return *this;
     }
   };
@@ -115,14 +151,24 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   class slow_section;
 
   template <class Stay, class Otherwise>
-  [[nodiscard, gnu::always_inline]] void* allocate_here(std::size_t bytes, const Otherwise& otherwise);
+  [[nodiscard, gnu::always_inline]] void* allocate_here(std::uint64_t key, std::size_t bytes,
+                                                        const Otherwise& otherwise);
   template <class Stay, class Otherwise>
-  [[gnu::always_inline]] error deallocate_here(void* pointer, std::size_t bytes, const Otherwise& otherwise);
-  [[nodiscard]] void* allocate_in_front(std::size_t bytes) noexcept;
-  [[nodiscard]] bool deallocate_in_front(void* pointer, std::size_t bytes) noexcept;
+  [[gnu::always_inline]] error deallocate_here(std::uint64_t key, void* pointer, std::size_t bytes,
+                                               const Otherwise& otherwise);
+  [[nodiscard]] void* allocate_in_front(detail::lane* in, std::size_t bytes) noexcept;
+  [[nodiscard]] bool deallocate_in_front(detail::lane* in, void* pointer, std::size_t bytes) noexcept;
+
+  /// Under which number threads find their fronts.
+  [[nodiscard]] std::uint64_t key(const detail::lane* in) const noexcept {
+    return in == nullptr ? serial() : in->serial.load(detail::relaxed);  // the caller uses the lane, so it stays
+  }
+  [[nodiscard]] detail::depot::shelves& shelves_of(detail::lane* in) noexcept {
+    return in == nullptr ? shelves_ : in->shelves;
+  }
 
   void set_rules() noexcept;
-  [[nodiscard]] request work_out(std::size_t bytes, std::size_t alignment) const noexcept;
+  [[nodiscard]] request work_out(std::size_t bytes, std::size_t alignment, detail::lane* in) const noexcept;
 
   /// Null: refused. Throws what the out-of-memory handler throws.
   [[nodiscard]] void* allocate_slow(const request& wanted);
@@ -135,20 +181,37 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 
   [[nodiscard]] bool accepts(const detail::block_store::found& block, std::size_t bytes) const noexcept;
   [[nodiscard]] bad_free explain(const void* pointer, std::size_t bytes) const noexcept;
-  [[nodiscard]] bool return_home(void* pointer, std::size_t bytes) noexcept;
+  [[nodiscard]] bool return_home(detail::lane* in, void* pointer, std::size_t bytes) noexcept;
   [[nodiscard]] bool send_returns(detail::front& of, std::size_t of_class) noexcept;
   void adopt(detail::front& of) noexcept;
-  void deliver(std::size_t of_class, std::uint32_t home, std::span<const std::uint32_t> blocks,
+  void deliver(detail::lane* in, std::size_t of_class, std::uint32_t home, std::span<const std::uint32_t> blocks,
                const std::uint32_t* unused) noexcept;
   void unpack(detail::front& of, std::size_t of_class) noexcept;
   std::size_t arrive(detail::front& at, detail::depot::parcel& p) noexcept;
   std::size_t empty_inbox(detail::front& of) noexcept;
-  void keep_or_put_back(detail::front* mine, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept;
+  void keep_or_put_back(detail::front* mine, detail::lane* in, std::size_t of_class,
+                        std::span<const std::uint32_t> blocks) noexcept;
   void spill(detail::front& of, std::size_t of_class) noexcept;
-  void put_back(detail::front* mine, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept;
+  void put_back(detail::front* mine, detail::lane* in, std::size_t of_class,
+                std::span<const std::uint32_t> blocks) noexcept;
+  void settle(detail::front* mine, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept;
 
-  [[nodiscard]] detail::front* this_front() noexcept;
-  [[nodiscard]] detail::front* attach() noexcept;
+  // Lanes. What follows with "Pre: pass" needs pass_mutex_.
+  [[nodiscard]] std::optional<detail::node> take_large(const request& wanted) noexcept;
+  void give_direct(detail::front* mine, detail::lane* in, detail::node n, unsigned sixteenths) noexcept;
+  void hold(detail::lane& in, std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint64_t bytes) noexcept;
+  void release_held(detail::lane& from, detail::depot::chain& blocks) noexcept;  ///< Pre: pass
+  bool seal(detail::lane& of) noexcept;                                          ///< Pre: pass
+  void settle_passed(detail::lane& of) noexcept;                                 ///< Pre: pass
+  void settle_all(bool by_barrier) noexcept;                                     ///< Pre: pass
+  void empty_large(detail::lane& of) noexcept;
+  haul empty_shelves(detail::lane& of) noexcept;
+  [[nodiscard]] detail::lane* next_recorded(std::uint64_t granule) noexcept;
+  void append_recorded(std::uint64_t granule, detail::lane& in) noexcept;
+  std::size_t trim_settled(std::size_t bytes) noexcept;            ///< Pre: pass
+
+  [[nodiscard]] detail::front* this_front(detail::lane* in) noexcept;
+  [[nodiscard]] detail::front* attach(detail::lane* in) noexcept;
   [[nodiscard]] detail::front* new_front() noexcept;
   /// Returns `block`, so that the hot path ends in its calls.
   [[nodiscard]] void* count_requested(detail::front& of, std::size_t bytes, void* block) noexcept;
@@ -161,15 +224,16 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] std::int64_t requested_now() const noexcept;
 
   void relieve(std::size_t bytes) noexcept;
-  [[nodiscard]] void* press(const request& wanted) noexcept;
-  [[nodiscard]] void* press_locked(const request& wanted) noexcept;
-  haul reclaim_caches() noexcept;
+  [[nodiscard]] void* press(const request& wanted, detail::front* mine) noexcept;
+  [[nodiscard]] void* press_locked(const request& wanted, detail::front* mine) noexcept;
+  haul reclaim_caches(patience with) noexcept;
   haul reclaim_depots() noexcept;
-  haul reclaim_fronts() noexcept;
+  haul reclaim_fronts(patience with) noexcept;
   haul drain(detail::front& of) noexcept;
+  [[nodiscard]] static bool can_seal(const detail::front& of) noexcept;
   void post_returns(detail::front& of) noexcept;
   void collect(detail::front& home) noexcept;
-  [[nodiscard]] activity watch() const noexcept;
+  [[nodiscard]] activity watch(const detail::front* mine) const noexcept;
   [[nodiscard]] std::uint64_t operations() const noexcept;
   [[nodiscard]] std::size_t commitment(const request& wanted) const noexcept;
 
@@ -186,7 +250,14 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 
   detail::block_store store_;
   detail::depot depot_;
+  detail::depot::shelves shelves_;  ///< without streams; else each lane has its own
+  std::unique_ptr<detail::lanes> lanes_;
   std::array<class_rule, detail::max_classes> rules_{};
+
+  std::mutex recorded_mutex_;
+  /// By first granule: the streams that must be done with a block, the last one first.
+  std::unordered_map<std::uint64_t, std::vector<detail::lane*>> recorded_;
+  detail::atomic<std::size_t> recorded_blocks_{0};
 
   // Fronts live as long as the pool; a thread's exit leaves its front to the next thread.
   std::mutex front_mutex_;  ///< serves the creation of fronts
@@ -222,11 +293,11 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 };
 
 template <class Stay, class Otherwise>
-inline void* pool::state::allocate_here(std::size_t bytes, const Otherwise& otherwise) {
+inline void* pool::state::allocate_here(std::uint64_t key, std::size_t bytes, const Otherwise& otherwise) {
   using namespace detail;
   const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of 0 bytes it is out of range
   if (last_granule >= front_granules_) return otherwise();
-  front* const mine = this_thread_fronts.find(serial());
+  front* const mine = this_thread_fronts.find(key);
   if (mine == nullptr) return otherwise();
   front_magazine& m = mine->magazines[class_table_[last_granule]];
   bool served = false;
@@ -248,12 +319,13 @@ inline void* pool::state::allocate_here(std::size_t bytes, const Otherwise& othe
 }
 
 template <class Stay, class Otherwise>
-inline error pool::state::deallocate_here(void* pointer, std::size_t bytes, const Otherwise& otherwise) {
+inline error pool::state::deallocate_here(std::uint64_t key, void* pointer, std::size_t bytes,
+                                          const Otherwise& otherwise) {
   using namespace detail;
   const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of an unknown size, 0, it is out of range
   const std::uint64_t offset = reinterpret_cast<std::uintptr_t>(pointer) - reinterpret_cast<std::uintptr_t>(base_);
   if (last_granule >= front_granules_ || offset >= tree_bytes_) return otherwise();
-  front* const mine = this_thread_fronts.find(serial());
+  front* const mine = this_thread_fronts.find(key);
   if (mine == nullptr) return otherwise();
   front_magazine& m = mine->magazines[class_table_[last_granule]];
   if ((offset & m.offset_mask) != 0) return otherwise();

@@ -9,6 +9,7 @@
 namespace orderly::detail {
 
 thread_local constinit thread_fronts this_thread_fronts;
+thread_local constinit thread_lanes this_thread_lanes;
 
 namespace {
 
@@ -19,21 +20,25 @@ class front_book {
     this_thread_fronts.exiting = true;  // what this thread frees from now on goes past fronts
     this_thread_fronts.latest = {};
     this_thread_fronts.entries = {};
-    for (const auto& e : entries_) detach_if_alive(e.serial, *e.of);
+    for (const auto& e : entries_) detach_if_alive(e.pool, *e.of);
   }
-  std::vector<thread_fronts::entry> entries_;
+
+  struct entry : thread_fronts::entry {
+    std::uint64_t pool = 0;
+  };
+  std::vector<entry> entries_;
 };
 
 thread_local front_book book;
 
 }  // namespace
 
-bool remember_front(std::uint64_t serial, front* of) noexcept {
+bool remember_front(std::uint64_t serial, front* of, std::uint64_t pool) noexcept {
   if (this_thread_fronts.exiting) return false;
   try {
     if (book.entries_.size() == book.entries_.capacity())  // before it grows: pools may have come and gone
-      std::erase_if(book.entries_, [](const thread_fronts::entry& e) { return !is_alive(e.serial); });
-    book.entries_.push_back({serial, of});
+      std::erase_if(book.entries_, [](const front_book::entry& e) { return !is_alive(e.pool); });
+    book.entries_.push_back({{serial, of}, pool});
   } catch (const std::bad_alloc&) {
     return false;
   }
@@ -45,6 +50,22 @@ front* recall_front(std::uint64_t serial) noexcept {
   if (this_thread_fronts.exiting) return nullptr;
   const auto at = std::ranges::find(book.entries_, serial, &thread_fronts::entry::serial);
   if (at == book.entries_.end()) return nullptr;
+  this_thread_fronts.keep(*at);
+  return at->of;
+}
+
+bool holds_front(const front* of) noexcept {
+  return !this_thread_fronts.exiting && std::ranges::find(book.entries_, of, &thread_fronts::entry::of) != book.entries_.end();
+}
+
+front* rename_front(std::uint64_t pool, std::uint64_t serial,
+                    bool (*is_idle)(const front&, std::uint64_t serial)) noexcept {
+  if (this_thread_fronts.exiting) return nullptr;
+  const auto at = std::ranges::find_if(book.entries_, [&](const front_book::entry& e) {
+    return e.pool == pool && is_idle(*e.of, e.serial);
+  });
+  if (at == book.entries_.end()) return nullptr;
+  at->serial = serial;
   this_thread_fronts.keep(*at);
   return at->of;
 }

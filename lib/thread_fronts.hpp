@@ -1,6 +1,6 @@
 /// \file
-/// Which front a thread uses in which pool. A pool is named by a serial number that is never used twice, so a pool that is
-/// gone is recognised, and its front is not touched.
+/// Which front a thread uses in which pool, or in which lane of a pool. Both are named by serial numbers that are never used
+/// twice, so one that is gone is recognised, and its front is not touched.
 #pragma once
 
 #include <array>
@@ -38,11 +38,46 @@ struct thread_fronts {
 
 [[gnu::tls_model("initial-exec")]] extern thread_local constinit thread_fronts this_thread_fronts;
 
-/// Notes that this thread holds `of` in the pool `serial`, so that its exit gives it back. False: the thread is exiting, or
-/// the system refused memory; the front is the caller's to give back.
-[[nodiscard]] bool remember_front(std::uint64_t serial, front* of) noexcept;
+/// Notes that this thread holds `of` under `serial`, the number of `pool` or of one of its lanes, so that its exit gives it
+/// back. False: the thread is exiting, or the system refused memory; the front is the caller's to give back.
+[[nodiscard]] bool remember_front(std::uint64_t serial, front* of, std::uint64_t pool) noexcept;
+[[nodiscard]] inline bool remember_front(std::uint64_t serial, front* of) noexcept {
+  return remember_front(serial, of, serial);
+}
 
-/// This thread's front in that pool, or null.
+/// This thread's front under that number, or null.
 [[nodiscard]] front* recall_front(std::uint64_t serial) noexcept;
+
+/// True if the front is one of this thread's.
+[[nodiscard]] bool holds_front(const front* of) noexcept;
+
+/// A front of this thread in `pool` for which `is_idle(front, serial)` holds, to be remembered under `serial` from now on.
+/// Null: there is none.
+[[nodiscard]] front* rename_front(std::uint64_t pool, std::uint64_t serial,
+                                  bool (*is_idle)(const front&, std::uint64_t serial)) noexcept;
+
+struct lane;
+
+/// Which lane a stream handle names in which pool, as far as a thread has them at hand. A lane that was given up since has
+/// another serial number, or none.
+struct thread_lanes {
+  struct entry {
+    std::uint64_t pool = 0;
+    const void* stream = nullptr;
+    std::uint64_t serial = 0;
+    lane* of = nullptr;
+  };
+  static constexpr std::size_t size = 16;
+  entry latest;
+  std::array<entry, size> entries{};
+
+  [[nodiscard]] static std::size_t place(const void* stream) noexcept {
+    const auto bits = reinterpret_cast<std::uintptr_t>(stream);
+    return (bits ^ bits >> 4 ^ bits >> 12) % size;
+  }
+  void keep(const entry& e) noexcept { latest = entries[place(e.stream)] = e; }
+};
+
+[[gnu::tls_model("initial-exec")]] extern thread_local constinit thread_lanes this_thread_lanes;
 
 }  // namespace orderly::detail

@@ -610,6 +610,47 @@ TEST_CASE("when the thread that allocated it races too, the block is free once, 
   }
 }
 
+TEST_CASE("a double free that races with the first leaves the books exact, whatever the block is used for next") {
+  pool tested(options{.capacity = capacity, .on_bad_free = on_bad_free::count});
+  std::atomic<void*> racing = nullptr;
+  std::atomic<void*> lawful = nullptr;
+  std::atomic<std::size_t> turn = 0;  // odd: the other's
+  const std::size_t rounds = scaled(200000);
+  const auto wait_for_turn = [&](std::size_t number) {
+    for (int spins = 0; turn.load(std::memory_order_acquire) != number; ++spins) {
+      if (spins > 10000) std::this_thread::yield();
+    }
+  };
+  std::thread other([&] {
+    tested.deallocate(tested.allocate(1), 1);  // its front is there
+    for (std::size_t round = 0; round < rounds; ++round) {
+      wait_for_turn(2 * round + 1);
+      if (void* const block = racing.exchange(nullptr)) tested.deallocate(block, 1);
+      if (void* const block = lawful.exchange(nullptr)) tested.deallocate(block, 256);
+      turn.store(2 * round + 2, std::memory_order_release);
+    }
+  });
+  for (std::size_t round = 0; round < rounds; ++round) {
+    void* const block = tested.allocate(round % 2 == 0 ? 1 : 256);
+    (round % 2 == 0 ? racing : lawful).store(block, std::memory_order_relaxed);
+    turn.store(2 * round + 1, std::memory_order_release);
+    if (round % 2 == 0) {  // as the other does, at about the same time
+      std::atomic<std::size_t> delay = round / 2 % 40;
+      while (delay.load(std::memory_order_relaxed) != 0) delay.fetch_sub(1, std::memory_order_relaxed);
+      tested.deallocate(block, 1);
+    }
+    wait_for_turn(2 * round + 2);
+  }
+  other.join();
+  tested.defragment();
+  const statistics stats = tested.stats();
+  CHECK(stats.requested == 0);
+  CHECK(stats.allocated == 0);
+  CHECK(stats.allocations == stats.frees);
+  CHECK(stats.bad_frees == rounds / 2);
+  check_idle(tested);
+}
+
 TEST_CASE("bad frees of every kind while other threads work cost the others nothing") {
   pool tested(options{.capacity = capacity, .on_bad_free = on_bad_free::count});
   auto* kept = static_cast<char*>(tested.allocate(1000));

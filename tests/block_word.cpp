@@ -41,7 +41,7 @@ TEST_CASE("what was requested is read from the difference to the word of which n
   CHECK(unrequested.requested_in(block_word::live(12, 1024, 8)) >= none);  // another home
   CHECK(unrequested.requested_in(block_word::live(13, 1024, 7)) >= none);  // another length
   CHECK(unrequested.requested_in(block_word::cached(12)) >= none);
-  CHECK(unrequested.requested_in(block_word::returning(12, 7)) >= none);
+  CHECK(unrequested.requested_in(block_word::returning(12, 2048, 7)) >= none);
   CHECK(unrequested.requested_in(block_word::none()) >= none);
 }
 
@@ -57,7 +57,7 @@ TEST_CASE("every field keeps its value beside the largest of the others") {
         CHECK(live.unused() == unused);
         CHECK(live.home() == home);
       }
-      const block_word returning = block_word::returning(sixteenths, home);
+      const block_word returning = block_word::returning(sixteenths, most_unused, home);
       CHECK(returning.state() == block_state::cached);
       CHECK(returning.sixteenths() == sixteenths);
       CHECK(returning.home() == home);
@@ -86,7 +86,7 @@ TEST_CASE("words match whatever their homes, and in nothing else") {
   CHECK(block_word::live(9, 100, 0).matches(word));
   CHECK_FALSE(word.matches(block_word::live(9, 101, 7)));
   CHECK_FALSE(word.matches(block_word::live(10, 100, 7)));
-  CHECK_FALSE(word.matches(block_word::returning(9, 7)));
+  CHECK_FALSE(word.matches(block_word::returning(9, 5, 7)));
 }
 
 TEST_CASE("parent, buddy and halves of a node") {

@@ -42,7 +42,7 @@ class plain_counters {
 template <class Work>
 void pass(front& of, const Work& work) {
   of.revoke();
-  asymmetric_barrier::heavy();
+  REQUIRE(asymmetric_barrier::heavy());
   while (!of.outside()) std::this_thread::yield();
   work();
   of.restore();

@@ -1,6 +1,8 @@
 // Passes as a pool's user sees them: when one runs, what it takes back and from whom, and when a request is refused.
 #include <doctest/doctest.h>
 
+#include <csignal>
+
 #include <algorithm>
 #include <atomic>
 #include <barrier>
@@ -331,21 +333,58 @@ TEST_CASE("a request waits for a thread in the middle of a call, which may leave
   check_idle(tested);
 }
 
-TEST_CASE("a thread that is stopped in the middle of a call keeps what it holds, and refuses nobody for ever") {
+TEST_CASE("a request waits as long as another thread waits for the source, which may leave memory for it") {
   controls by;
-  pool tested(std::make_unique<gated_source>(by), options{.capacity = 2 * mib});
+  pool tested(std::make_unique<gated_source>(by), options{.capacity = chunk});
   by.commits.close();
-  void* late = nullptr;
-  std::thread stopped([&] { late = tested.try_allocate(2 * mib); });
+  void* first = nullptr;
+  void* second = nullptr;
+  std::thread slow([&] { first = tested.try_allocate(256); });
   by.commits.wait_for_waiting(1);
-  CHECK(tested.try_allocate(mib) == nullptr);  // returns, though the other holds all of it and does not get on
+  std::thread waiting([&] { second = tested.try_allocate(256); });  // the other's chunk has room for it
+  while (tested.stats().passes == 0) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(3500));  // longer than for a stopped thread
+  CHECK(tested.stats().failed == 0);
   by.commits.open();
+  slow.join();
+  waiting.join();
+  CHECK(first != nullptr);
+  CHECK(second != nullptr);
+  tested.deallocate(first, 256);
+  tested.deallocate(second, 256);
+  check_idle(tested);
+}
+
+TEST_CASE("a thread that the system has stopped keeps what it holds, and refuses nobody for ever") {
+  static std::atomic<bool> hold_on;
+  struct sigaction stop = {};
+  stop.sa_handler = [](int) {
+    while (hold_on.load(std::memory_order_relaxed)) {
+    }
+  };
+  struct sigaction before = {};
+  REQUIRE(sigaction(SIGUSR1, &stop, &before) == 0);
+  pool tested(options{.capacity = 2 * mib});
+  std::atomic<bool> done = false;
+  std::thread stopped([&] {
+    while (!done.load(std::memory_order_relaxed)) {
+      void* const block = tested.try_allocate(mib / 4);
+      if (block != nullptr) tested.deallocate(block, mib / 4);
+    }
+  });
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    hold_on.store(true, std::memory_order_relaxed);
+    REQUIRE(pthread_kill(stopped.native_handle(), SIGUSR1) == 0);
+    void* const all = tested.try_allocate(2 * mib);  // returns, whatever the other holds
+    hold_on.store(false, std::memory_order_relaxed);
+    if (all != nullptr) tested.deallocate(all, 2 * mib);
+  }
+  done.store(true, std::memory_order_relaxed);
   stopped.join();
-  CHECK(late != nullptr);
-  CHECK(tested.try_deallocate(late, 2 * mib) == error::none);
-  void* again = tested.try_allocate(mib);
-  CHECK(again != nullptr);
-  tested.deallocate(again, mib);
+  sigaction(SIGUSR1, &before, nullptr);
+  void* const all = tested.try_allocate(2 * mib);
+  CHECK(all != nullptr);
+  tested.deallocate(all, 2 * mib);
   check_idle(tested);
 }
 

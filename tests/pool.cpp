@@ -108,6 +108,10 @@ TEST_CASE("options out of range are refused") {
     CHECK(refuses(options{.capacity = mib, .chunk = chunk}));
   }
   CHECK(refuses(options{.capacity = mib, .granule = 64 * kib, .chunk = 4 * kib}));
+  for (const std::size_t chunk : {std::size_t{2} << 30, std::size_t{4} << 30}) {
+    CAPTURE(chunk);
+    CHECK(refuses(options{.granule = 16, .chunk = chunk}));  // a root has more granules than can be numbered
+  }
   CHECK(refuses(options{.capacity = mib, .limit = 1}));
   CHECK(refuses(options{.capacity = mib, .limit = 64 * kib - 1}));
   CHECK(refuses(options{.capacity = mib, .slack = -0.5}));

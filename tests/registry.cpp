@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -33,12 +34,18 @@ class bare_pool final : public registered_pool {
     const auto* byte = static_cast<const char*>(pointer);
     return byte >= memory_.data() && byte < memory_.data() + memory_.size();
   }
-  void detach(front& of) noexcept override { detached.push_back(&of); }
+  void detach(front& of) noexcept override {
+    const std::lock_guard lock(mutex_);  // several threads may give fronts back at once
+    detached.push_back(&of);
+  }
+  void before_fork() noexcept override {}
+  void after_fork(bool) noexcept override {}
   [[nodiscard]] const void* address(std::size_t offset = 0) const { return memory_.data() + offset; }
 
   std::vector<front*> detached;
 
  private:
+  std::mutex mutex_;
   std::vector<char> memory_;
 };
 

@@ -30,6 +30,8 @@ class bare_pool final : public registered_pool {
   ~bare_pool() { withdraw(); }
 
   [[nodiscard]] bool contains(const void*) const noexcept override { return false; }
+  void before_fork() noexcept override {}
+  void after_fork(bool) noexcept override {}
   void detach(front& of) noexcept override {
     strangers += &of != mine.get();
     ++detached;

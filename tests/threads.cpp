@@ -10,12 +10,25 @@
 #include <vector>
 
 #include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "orderly/pool.hpp"
 #include "support/audit.hpp"
 #include "support/failing_source.hpp"
 #include "support/scale.hpp"
 #include "support/threads.hpp"
+
+#if defined(__SANITIZE_THREAD__)
+#define ORDERLY_TEST_UNDER_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define ORDERLY_TEST_UNDER_TSAN 1
+#endif
+#endif
+#if !defined(ORDERLY_TEST_UNDER_TSAN)
+#define ORDERLY_TEST_UNDER_TSAN 0
+#endif
 
 using namespace orderly;
 using namespace orderly::test;
@@ -226,6 +239,15 @@ TEST_CASE("one thread works with many pools at once") {
   }
 }
 
+TEST_CASE("a thread that uses more pools in turn than it has at hand still finds its caches") {
+  std::vector<std::unique_ptr<pool>> pools;
+  for (int i = 0; i < 40; ++i) pools.push_back(std::make_unique<pool>(options{.capacity = 1024 * mib}));
+  for (int round = 0; round < 100; ++round) {
+    for (const auto& each : pools) each->deallocate(each->allocate(4096), 4096);
+  }
+  for (const auto& each : pools) CHECK(each->stats().cached <= 64 * 1024);  // one batch, not one for each round
+}
+
 TEST_CASE("thousands of pools, one after the other, on one thread") {
   for (std::size_t count = 0; count < scaled(3000); ++count) {
     pool tested(options{.capacity = mib});
@@ -270,6 +292,49 @@ TEST_CASE("threads and pools end in any order, at once") {
   }
   ORDERLY_CHECK_FINDINGS(found);
 }
+
+#if !ORDERLY_TEST_UNDER_TSAN  // it starts no threads after a fork of a program with threads
+TEST_CASE("a process forks while its threads are at work, and both go on") {
+  pool tested(options{.capacity = 8 * mib, .on_bad_free = on_bad_free::count});
+  void* const kept = tested.allocate(1000);
+  std::atomic<bool> done = false;
+  std::vector<std::thread> at_work;
+  for (int i = 0; i < 2; ++i) {
+    at_work.emplace_back([&, i] {
+      while (!done.load(std::memory_order_relaxed)) {
+        void* const block = tested.try_allocate(512);
+        if (block != nullptr) tested.deallocate(block, 512);
+        if (i == 0) tested.defragment();
+      }
+    });
+  }
+  for (int round = 0; round < 20; ++round) {
+    const pid_t child = fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      alarm(60);  // a child that hangs is a child that failed
+      bool good = tested.try_deallocate(kept, 1000) == error::none;
+      std::thread([&] {  // the others' fronts are anybody's
+        for (int i = 0; i < 1000; ++i) {
+          void* const block = tested.try_allocate(4096);
+          good = good && block != nullptr;
+          tested.deallocate(block, 4096);
+        }
+      }).join();
+      tested.defragment();
+      good = good && tested.try_allocate(4 * mib) != nullptr;  // all but what was in the others' hands
+      _exit(good ? 0 : 1);
+    }
+    int status = -1;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    CHECK(status == 0);
+  }
+  done.store(true, std::memory_order_relaxed);
+  for (std::thread& each : at_work) each.join();
+  tested.deallocate(kept, 1000);
+  check_idle(tested);
+}
+#endif
 
 TEST_CASE("thread-local objects call the pool late, while other threads begin") {
   pool tested(options{.capacity = 4 * mib});

@@ -1,0 +1,126 @@
+#include "runtime.hpp"
+
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+
+#include "orderly/cuda.hpp"
+
+namespace orderly::detail {
+namespace {
+
+// Neither has a destructor: both are read until the process ends.
+constinit atomic<bool> over{false};
+constinit atomic<std::uint64_t> calls{0};
+
+/// What can come of orderly's own requests, and is over with the answer. Whatever else a call returns, it reports: a
+/// kernel that failed, a lost device. That stays for the program to see.
+bool is_ours(cudaError_t failure) noexcept {
+  switch (failure) {
+    case cudaErrorInvalidValue:
+    case cudaErrorMemoryAllocation:
+    case cudaErrorInitializationError:
+    case cudaErrorStubLibrary:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorCallRequiresNewerDriver:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorNoDevice:
+    case cudaErrorInvalidDevice:
+    case cudaErrorDeviceUninitialized:
+    case cudaErrorInvalidResourceHandle:
+    case cudaErrorNotReady:
+    case cudaErrorNotSupported:
+    case cudaErrorStreamCaptureUnsupported:
+    case cudaErrorStreamCaptureInvalidated:
+    case cudaErrorStreamCaptureMerge:
+    case cudaErrorStreamCaptureUnmatched:
+    case cudaErrorStreamCaptureUnjoined:
+    case cudaErrorStreamCaptureIsolation:
+    case cudaErrorStreamCaptureImplicit:
+    case cudaErrorCapturedEvent:
+    case cudaErrorStreamCaptureWrongThread:
+      return true;
+    default:
+      return false;
+  }
+}
+
+/// Null: the driver has no such function. There are no variants for per-thread default streams of those asked for here.
+void* driver_function(const char* name) noexcept {
+  void* address = nullptr;
+  cudaDriverEntryPointQueryResult outcome = cudaDriverEntryPointSymbolNotFound;
+  const cudaError_t result = cuda_call([&] {
+#if CUDART_VERSION >= 12050  // since then; the other one is deprecated in 13
+    return cudaGetDriverEntryPointByVersion(name, &address, 12000, cudaEnableLegacyStream, &outcome);
+#else
+    return cudaGetDriverEntryPoint(name, &address, cudaEnableLegacyStream, &outcome);
+#endif
+  });
+  return result == cudaSuccess && outcome == cudaDriverEntryPointSuccess ? address : nullptr;
+}
+
+}  // namespace
+
+bool cuda_is_over() noexcept { return over.load(relaxed); }  // a hint: see the declaration
+
+void watch_for_exit() noexcept {
+  static std::once_flag once;
+  // Where the handler cannot be registered, CUDA's own answer at the end has to do.
+  std::call_once(once, [] { static_cast<void>(std::atexit([] { over.store(true, relaxed); })); });
+}
+
+bool cuda_device_exists(int device) noexcept {
+  int count = 0;
+  const cudaError_t result = cuda_call([&] { return cudaGetDeviceCount(&count); });
+  if (result != cudaSuccess || device < 0 || device >= count) return false;
+  watch_for_exit();
+  return true;
+}
+
+void count_cuda_call() noexcept { calls.fetch_add(1, relaxed); }  // a figure; nothing is published
+
+void settle_failure(cudaError_t before, cudaError_t failure) noexcept {
+  if (failure == cudaErrorCudartUnloading) {
+    over.store(true, relaxed);
+    return;
+  }
+  // With an earlier error behind it, clearing would swallow that one as well; then an error is left as it is due.
+  if (before == cudaSuccess && is_ours(failure)) static_cast<void>(cudaGetLastError());
+}
+
+device_guard::device_guard(int device) noexcept {
+  int current = none;
+  if (cuda_call([&] { return cudaGetDevice(&current); }) != cudaSuccess) return;
+  holds_ = current == device || cuda_call([&] { return cudaSetDevice(device); }) == cudaSuccess;
+  if (holds_ && current != device) previous_ = current;
+}
+
+device_guard::~device_guard() {
+  if (previous_ != none) static_cast<void>(cuda_call([&] { return cudaSetDevice(previous_); }));
+}
+
+outside_capture::outside_capture() noexcept
+    : exchanged_(cuda_call([&] { return cudaThreadExchangeStreamCaptureMode(&mode_); }) == cudaSuccess) {}
+
+outside_capture::~outside_capture() {
+  if (exchanged_) static_cast<void>(cuda_call([&] { return cudaThreadExchangeStreamCaptureMode(&mode_); }));
+}
+
+driver_functions driver_functions::find() noexcept {
+  driver_functions all;
+  all.event_query = reinterpret_cast<CUresult (*)(CUevent)>(driver_function("cuEventQuery"));
+  all.event_synchronize = reinterpret_cast<CUresult (*)(CUevent)>(driver_function("cuEventSynchronize"));
+  all.exchange_capture_mode =
+      reinterpret_cast<CUresult (*)(CUstreamCaptureMode*)>(driver_function("cuThreadExchangeStreamCaptureMode"));
+  const bool complete =
+      all.event_query != nullptr && all.event_synchronize != nullptr && all.exchange_capture_mode != nullptr;
+  return complete ? all : driver_functions{};
+}
+
+}  // namespace orderly::detail
+
+namespace orderly {
+
+std::uint64_t cuda_calls() noexcept { return detail::calls.load(detail::relaxed); }  // a figure
+
+}  // namespace orderly

@@ -1,0 +1,94 @@
+/// \file
+/// The one door to CUDA: every call goes through cuda_call() or driver_call(), which count it, make none while the
+/// process exits, keep the thread's last error in order, and give the outcome as a value. And guards for what a thread
+/// has set in CUDA.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include "atomic.hpp"
+
+namespace orderly::detail {
+
+/// True once CUDA must not be called any more. A thread that reads false an instant too early makes a call that CUDA
+/// answers with cudaErrorCudartUnloading.
+[[nodiscard]] bool cuda_is_over() noexcept;
+
+/// From the process's exit on, cuda_is_over(). Handlers of exit run last one first: one that is registered after CUDA
+/// was used runs before CUDA takes itself down, so this comes behind a CUDA call.
+void watch_for_exit() noexcept;
+
+/// True if the device exists. The first CUDA call of every source and driver; watches for the exit.
+[[nodiscard]] bool cuda_device_exists(int device) noexcept;
+
+void count_cuda_call() noexcept;
+
+/// After a call that failed: puts the thread's last error right. `before`: what it was when the call began.
+void settle_failure(cudaError_t before, cudaError_t failure) noexcept;
+
+/// Runs a call of the CUDA runtime.
+template <class Call>
+[[nodiscard]] cudaError_t cuda_call(const Call& call) noexcept {
+  if (cuda_is_over()) return cudaErrorCudartUnloading;
+  const cudaError_t before = cudaPeekAtLastError();
+  count_cuda_call();
+  const cudaError_t result = call();
+  if (result != cudaSuccess) settle_failure(before, result);
+  return result;
+}
+
+/// Runs a call of the CUDA driver. These have no last error.
+template <class Call>
+[[nodiscard]] CUresult driver_call(const Call& call) noexcept {
+  if (cuda_is_over()) return CUDA_ERROR_DEINITIALIZED;
+  count_cuda_call();
+  return call();
+}
+
+/// Makes a device the thread's current one while it lives. Costs one call if it is that already.
+class device_guard {
+ public:
+  explicit device_guard(int device) noexcept;
+  device_guard(const device_guard&) = delete;
+  device_guard& operator=(const device_guard&) = delete;
+  ~device_guard();
+
+  /// False: the device cannot be had.
+  [[nodiscard]] bool holds() const noexcept { return holds_; }
+
+ private:
+  static constexpr int none = -1;
+  int previous_ = none;
+  bool holds_ = false;
+};
+
+/// While it lives, the thread's calls do not take part in captures: CUDA counts allocating, freeing, and asking events
+/// among the calls that a capture forbids, on all threads by default, and they would invalidate it. What orderly calls
+/// inside has nothing to do with the work that is captured.
+class outside_capture {
+ public:
+  outside_capture() noexcept;
+  outside_capture(const outside_capture&) = delete;
+  outside_capture& operator=(const outside_capture&) = delete;
+  ~outside_capture();
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+  bool exchanged_ = false;
+};
+
+/// Functions of the driver that serve better than the runtime's. The runtime would write "not ready" over an error that
+/// the program has not fetched yet, and would make a context on whatever device is current in the calling thread. All
+/// set, or all null where the driver does not give them.
+struct driver_functions {
+  CUresult (*event_query)(CUevent) = nullptr;
+  CUresult (*event_synchronize)(CUevent) = nullptr;
+  CUresult (*exchange_capture_mode)(CUstreamCaptureMode*) = nullptr;
+
+  /// Pre: a device exists.
+  [[nodiscard]] static driver_functions find() noexcept;
+  [[nodiscard]] bool found() const noexcept { return event_query != nullptr; }
+};
+
+}  // namespace orderly::detail

@@ -1,0 +1,125 @@
+#include <cstdint>
+
+#include "orderly/cuda.hpp"
+#include "runtime.hpp"
+
+namespace orderly {
+namespace {
+
+using detail::cuda_call;
+
+/// How one kind of memory is had and given back, and how it is aligned at least.
+struct memory_kind {
+  cudaError_t (*allocate)(void** address, std::size_t bytes);
+  cudaError_t (*free)(void* address);
+  std::size_t alignment;
+};
+
+constexpr std::size_t cuda_alignment = 256;  // CUDA promises it for every allocation
+
+constexpr memory_kind device_memory{
+    [](void** address, std::size_t bytes) { return cudaMalloc(address, bytes); },
+    [](void* address) { return cudaFree(address); },
+    cuda_alignment,
+};
+constexpr memory_kind pinned_memory{
+    [](void** address, std::size_t bytes) { return cudaHostAlloc(address, bytes, cudaHostAllocPortable); },
+    [](void* address) { return cudaFreeHost(address); },
+    cuda_alignment,
+};
+constexpr memory_kind managed_memory{
+    [](void** address, std::size_t bytes) { return cudaMallocManaged(address, bytes, cudaMemAttachGlobal); },
+    [](void* address) { return cudaFree(address); },
+    cuda_alignment,
+};
+
+/// One allocation, handed out as one range at a time.
+class flat_source final : public memory_source {
+ public:
+  flat_source(const memory_kind& kind, int device, std::size_t bytes) noexcept
+      : kind_(kind), device_(device), bytes_(bytes) {}
+
+  [[nodiscard]] std::size_t granularity() const noexcept override { return kind_.alignment; }
+  [[nodiscard]] std::size_t capacity() const noexcept override { return bytes_; }
+  [[nodiscard]] bool is_virtual() const noexcept override { return false; }
+
+  [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
+    const bool too_much = bytes_ != 0 && bytes > bytes_;
+    if (allocation_ != nullptr || too_much || bytes == 0) return nullptr;
+    // Large allocations are aligned to pages of the device or the system, which is mostly enough.
+    void* const plain = allocate(bytes);
+    if (plain == nullptr) return nullptr;
+    allocation_ = plain;
+    if (align(plain, alignment) == plain) return plain;
+    free();
+    if (bytes + alignment < bytes) return nullptr;
+    allocation_ = allocate(bytes + alignment);
+    return allocation_ == nullptr ? nullptr : align(allocation_, alignment);
+  }
+
+  void release(void*, std::size_t) noexcept override { free(); }
+
+  [[nodiscard]] bool commit(void*, std::size_t) noexcept override { return true; }
+  [[nodiscard]] bool decommit(void*, std::size_t) noexcept override { return false; }
+
+ private:
+  [[nodiscard]] static void* align(void* address, std::size_t alignment) noexcept {
+    const auto start = reinterpret_cast<std::uintptr_t>(address);
+    const std::uintptr_t aligned = (start + alignment - 1) & ~(static_cast<std::uintptr_t>(alignment) - 1);
+    return static_cast<std::byte*>(address) + (aligned - start);
+  }
+
+  [[nodiscard]] void* allocate(std::size_t bytes) noexcept {
+    const detail::device_guard guard(device_);
+    const detail::outside_capture apart;
+    void* address = nullptr;
+    const bool had = guard.holds() && cuda_call([&] { return kind_.allocate(&address, bytes); }) == cudaSuccess;
+    return had ? address : nullptr;
+  }
+
+  void free() noexcept {
+    const detail::device_guard guard(device_);
+    const detail::outside_capture apart;
+    // A failure means that the device is lost, and its memory with it, or that the process ends.
+    static_cast<void>(cuda_call([&] { return kind_.free(allocation_); }));
+    allocation_ = nullptr;
+  }
+
+  const memory_kind& kind_;
+  int device_;
+  std::size_t bytes_;
+  void* allocation_ = nullptr;
+};
+
+/// 15/16 of what is free, in whole 2 MiB. 0: the device does not say.
+std::size_t most_of_free_memory(int device) noexcept {
+  const detail::device_guard guard(device);
+  std::size_t free = 0;
+  std::size_t total = 0;
+  if (!guard.holds() || cuda_call([&] { return cudaMemGetInfo(&free, &total); }) != cudaSuccess) return 0;
+  constexpr std::size_t unit = std::size_t{2} << 20;
+  return (free - free / 16) / unit * unit;
+}
+
+}  // namespace
+
+std::unique_ptr<memory_source> make_cuda_device_source(int device, std::size_t bytes) {
+  if (!detail::cuda_device_exists(device)) return nullptr;
+  if (bytes == 0) bytes = most_of_free_memory(device);
+  return bytes == 0 ? nullptr : std::make_unique<flat_source>(device_memory, device, bytes);
+}
+
+std::unique_ptr<memory_source> make_cuda_pinned_source(std::size_t bytes) {
+  // Page-locked memory belongs to the context that is current when it is made, and is of use in all.
+  int device = 0;
+  if (!detail::cuda_device_exists(device)) return nullptr;
+  if (cuda_call([&] { return cudaGetDevice(&device); }) != cudaSuccess) return nullptr;
+  return std::make_unique<flat_source>(pinned_memory, device, bytes);
+}
+
+std::unique_ptr<memory_source> make_cuda_managed_source(int device, std::size_t bytes) {
+  if (!detail::cuda_device_exists(device)) return nullptr;
+  return std::make_unique<flat_source>(managed_memory, device, bytes);
+}
+
+}  // namespace orderly

@@ -1,0 +1,178 @@
+#include <cstdint>
+#include <optional>
+
+#include "event_pool.hpp"
+#include "orderly/cuda.hpp"
+#include "runtime.hpp"
+
+namespace orderly {
+namespace {
+
+using detail::cuda_call;
+
+/// What identity() is made of: the kind in the low bits, so that kinds cannot meet, and a number within the kind.
+enum class stream_kind : std::uint64_t { created = 1, legacy = 2, per_thread = 3 };
+
+constexpr std::uint64_t unknown_capture = UINT64_MAX;
+
+/// Number of the calling thread, from 1, never used again for another.
+std::uint64_t thread_number() noexcept {
+  constinit static detail::atomic<std::uint64_t> last{0};
+  thread_local const std::uint64_t number = last.fetch_add(1, detail::relaxed) + 1;  // counts; nothing is published
+  return number;
+}
+
+/// The handle null means one of two streams, depending on how its caller was compiled. These names do not.
+cudaStream_t named(stream_handle stream) noexcept {
+  return stream == nullptr ? cudaStreamLegacy : static_cast<cudaStream_t>(stream);
+}
+
+stream_kind kind_of(cudaStream_t stream) noexcept {
+  if (stream == cudaStreamLegacy) return stream_kind::legacy;
+  if (stream == cudaStreamPerThread) return stream_kind::per_thread;
+  return stream_kind::created;
+}
+
+class cuda_stream_driver final : public stream_driver {
+ public:
+  explicit cuda_stream_driver(int device) noexcept
+      : device_(device), driver_(detail::driver_functions::find()), events_(device) {}
+
+  [[nodiscard]] std::uint64_t identity(stream_handle stream) noexcept override {
+    auto* const handle = named(stream);
+    unsigned long long number = 0;
+    switch (kind_of(handle)) {
+      // CUDA never gives a number twice in a process, and counts them up: 62 bits hold them.
+      case stream_kind::created:
+        if (cuda_call([&] { return cudaStreamGetId(handle, &number); }) != cudaSuccess) return 0;
+        return number << 2 | static_cast<std::uint64_t>(stream_kind::created);
+      case stream_kind::legacy:
+        return device_bits() << 2 | static_cast<std::uint64_t>(stream_kind::legacy);
+      case stream_kind::per_thread:
+        return (thread_number() << 16 | device_bits()) << 2 | static_cast<std::uint64_t>(stream_kind::per_thread);
+    }
+    return 0;
+  }
+
+  [[nodiscard]] bool is_per_thread(stream_handle stream) noexcept override {
+    return kind_of(named(stream)) == stream_kind::per_thread;
+  }
+
+  [[nodiscard]] std::uint64_t capture(stream_handle stream) noexcept override {
+    const use of(*this, stream);
+    return of.possible() ? capture_of(of.handle()) : unknown_capture;
+  }
+
+  [[nodiscard]] event_handle record(stream_handle stream) noexcept override {
+    const use of(*this, stream);
+    if (!of.possible() || capture_of(of.handle()) != 0) return nullptr;
+    auto* const event = events_.take();
+    if (event == nullptr) return nullptr;
+    if (cuda_call([&] { return cudaEventRecord(event, of.handle()); }) != cudaSuccess) {
+      events_.give(event);
+      return nullptr;
+    }
+    // Another thread may have started a capture in between. An event of a capture marks nothing, and a stream that
+    // waits for it is drawn into the capture.
+    if (capture_of(of.handle()) != 0) {
+      events_.destroy(event);
+      return nullptr;
+    }
+    return event;
+  }
+
+  [[nodiscard]] bool wait(stream_handle stream, event_handle event) noexcept override {
+    const use of(*this, stream);
+    if (!of.possible() || capture_of(of.handle()) != 0) return false;
+    const auto put_wait = [&] { return cudaStreamWaitEvent(of.handle(), static_cast<cudaEvent_t>(event), 0); };
+    return cuda_call(put_wait) == cudaSuccess;
+  }
+
+  [[nodiscard]] event_status query(event_handle event) noexcept override {
+    auto* const marker = static_cast<cudaEvent_t>(event);
+    if (driver_.found()) {
+      const CUresult result = outside_capture_by_driver([&] { return driver_.event_query(marker); });
+      if (result == CUDA_SUCCESS) return event_status::complete;
+      if (result == CUDA_ERROR_NOT_READY) return event_status::pending;
+      if (result != CUDA_ERROR_INVALID_CONTEXT) return event_status::failed;
+    }
+    const detail::device_guard guard(device_);
+    const detail::outside_capture apart;
+    switch (cuda_call([&] { return cudaEventQuery(marker); })) {
+      case cudaSuccess: return event_status::complete;
+      case cudaErrorNotReady: return event_status::pending;
+      default: return event_status::failed;
+    }
+  }
+
+  [[nodiscard]] bool synchronize(event_handle event) noexcept override {
+    auto* const marker = static_cast<cudaEvent_t>(event);
+    if (driver_.found()) {
+      const CUresult result = outside_capture_by_driver([&] { return driver_.event_synchronize(marker); });
+      if (result != CUDA_ERROR_INVALID_CONTEXT) return result == CUDA_SUCCESS;
+    }
+    const detail::device_guard guard(device_);
+    const detail::outside_capture apart;
+    return cuda_call([&] { return cudaEventSynchronize(marker); }) == cudaSuccess;
+  }
+
+  void release(event_handle event) noexcept override {
+    if (event != nullptr) events_.give(static_cast<cudaEvent_t>(event));
+  }
+
+ private:
+  /// A stream for the length of a call. The default streams are those of the current device; the others know theirs.
+  class use {
+   public:
+    use(const cuda_stream_driver& driver, stream_handle stream) noexcept : handle_(named(stream)) {
+      if (kind_of(handle_) != stream_kind::created) guard_.emplace(driver.device_);
+    }
+    [[nodiscard]] bool possible() const noexcept { return !guard_ || guard_->holds(); }
+    [[nodiscard]] cudaStream_t handle() const noexcept { return handle_; }
+
+   private:
+    cudaStream_t handle_;
+    std::optional<detail::device_guard> guard_;
+  };
+
+  [[nodiscard]] std::uint64_t device_bits() const noexcept { return static_cast<std::uint64_t>(device_); }
+
+  [[nodiscard]] static std::uint64_t capture_of(cudaStream_t handle) noexcept {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    unsigned long long number = 0;
+    // The parameters behind these three differ between CUDA 12 and 13, and are optional in both.
+    const cudaError_t result = cuda_call([&] { return cudaStreamGetCaptureInfo(handle, &status, &number); });
+    if (result != cudaSuccess) return unknown_capture;
+    switch (status) {
+      case cudaStreamCaptureStatusNone: return 0;
+      case cudaStreamCaptureStatusActive: return number + 1;
+      default: return unknown_capture;  // invalidated: the number is not valid then
+    }
+  }
+
+  template <class Call>
+  [[nodiscard]] CUresult outside_capture_by_driver(const Call& call) const noexcept {
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    const auto exchange = [&] { return driver_.exchange_capture_mode(&mode); };
+    const CUresult exchanged = detail::driver_call(exchange);
+    if (exchanged != CUDA_SUCCESS) return exchanged;
+    const CUresult result = detail::driver_call(call);
+    static_cast<void>(detail::driver_call(exchange));
+    return result;
+  }
+
+  int device_;
+  detail::driver_functions driver_;
+  detail::event_pool events_;
+};
+
+}  // namespace
+
+std::shared_ptr<stream_driver> make_cuda_stream_driver(int device) {
+  if (!detail::cuda_device_exists(device)) return nullptr;
+  const detail::device_guard guard(device);  // finding the driver's functions may make a context
+  if (!guard.holds()) return nullptr;
+  return std::make_shared<cuda_stream_driver>(device);
+}
+
+}  // namespace orderly

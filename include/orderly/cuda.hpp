@@ -1,0 +1,56 @@
+/// \file
+/// CUDA: sources of memory, and CUDA's streams. Part of the library orderly_cuda, which a build with the option `cuda`
+/// has.
+///
+/// No CUDA header is needed here. A cudaStream_t is a stream_handle as it stands; the default streams are the handles 0
+/// and 1 (legacy) and 2 (per thread). The handle 0 always means the legacy stream, also to callers that are compiled
+/// with per-thread default streams: those pass cudaStreamPerThread. As everywhere in CUDA, the handle of a destroyed
+/// stream must not be passed.
+///
+/// Of the calling thread, the current device, the stream capture mode and the last error are left as they were. Where a
+/// request of orderly's own fails while the thread has an error that it has not fetched yet, an error stays to be
+/// fetched, but its code may be the newer one.
+///
+/// Once the process exits, nothing here calls CUDA any more: memory and events are left to the system, and streams and
+/// events are answered for as if the device had failed. That begins with the destruction of static objects that were
+/// made before the first source or driver.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "orderly/export.h"
+#include "orderly/source.hpp"
+#include "orderly/stream.hpp"
+
+namespace orderly {
+
+/// Memory of a device: one cudaMalloc for the whole pool. `bytes`: its capacity; 0: 15/16 of what cudaMemGetInfo says
+/// is free now, in whole 2 MiB; the rest is for modules, local memory and libraries. The memory is had when a pool is
+/// made, and given back with it; giving it back waits for the device.
+/// Null: CUDA or the device is missing.
+[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_device_source(int device, std::size_t bytes = 0);
+
+/// Page-locked host memory that every device reaches: one cudaHostAlloc. `bytes`: the capacity; 0: that of the pool,
+/// which must then be given. Null: CUDA is missing.
+[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_pinned_source(std::size_t bytes);
+
+/// Managed memory, which host and devices reach and which may exceed the device's: one cudaMallocManaged with the
+/// device current. `bytes` as for pinned memory. Null: CUDA or the device is missing.
+[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_managed_source(int device, std::size_t bytes);
+
+/// The streams of a device. A stream of another device may wait for the driver's events; record() in it is refused.
+///
+/// Where it cannot be told whether a stream captures, capture() is the largest number there is: the legacy stream while
+/// a blocking stream captures, a capture that has failed, a device that has failed. Nothing is recorded or awaited
+/// then. A capture that starts in a stream while another thread records there is noticed, and record() refuses. query()
+/// and synchronize() neither fail by nor invalidate a capture that goes on elsewhere.
+/// Null: CUDA or the device is missing.
+[[nodiscard]] ORDERLY_API std::shared_ptr<stream_driver> make_cuda_stream_driver(int device);
+
+/// Calls of CUDA that orderly has made in this process, those apart that only look at a thread's last error. For tests
+/// and benchmarks: the difference over a number of operations is what they cost in calls.
+[[nodiscard]] ORDERLY_API std::uint64_t cuda_calls() noexcept;
+
+}  // namespace orderly

@@ -1,0 +1,62 @@
+/// \file
+/// Streams and events as a pool sees them. A stream runs the work that is put into it in order; an event marks a position
+/// in it. CUDA streams are one kind, the software streams of orderly/software_stream.hpp another; a new kind is one class
+/// that implements stream_driver.
+#pragma once
+
+#include <cstdint>
+
+#include "orderly/export.h"
+
+namespace orderly {
+
+/// Names a stream: what its kind uses for that, a cudaStream_t or the address of a software stream. A handle may be used
+/// again for another stream after its stream was destroyed.
+using stream_handle = void*;
+
+/// Names an event that a driver recorded. Null: none.
+using event_handle = void*;
+
+enum class event_status {
+  complete,  ///< all work before the event is done
+  pending,   ///< not yet
+  failed,    ///< the driver cannot tell, now or ever: the device has failed, or the question is not allowed here
+};
+
+/// What a pool needs of a kind of streams.
+///
+/// Thread safety: every function may be called from several threads at once. Progress: a driver may take locks; the pool
+/// calls it off its hot path only. None of them waits for a device, except those that say so.
+class ORDERLY_API stream_driver {
+ public:
+  stream_driver() = default;
+  stream_driver(const stream_driver&) = delete;
+  stream_driver& operator=(const stream_driver&) = delete;
+  virtual ~stream_driver();
+
+  /// A number that no other stream of the process ever has. 0: the handle names no stream.
+  [[nodiscard]] virtual std::uint64_t identity(stream_handle stream) noexcept = 0;
+
+  /// True if the handle names another stream in every thread, as CUDA's per-thread default stream does.
+  [[nodiscard]] virtual bool is_per_thread(stream_handle stream) noexcept = 0;
+
+  /// The number of the capture that the stream takes part in; 0: none. While a stream captures, no event may be recorded
+  /// in it or awaited by it.
+  [[nodiscard]] virtual std::uint64_t capture(stream_handle stream) noexcept = 0;
+
+  /// Records an event behind all work that is in the stream now. Null: refused.
+  [[nodiscard]] virtual event_handle record(stream_handle stream) noexcept = 0;
+
+  /// Work that enters the stream from now on begins after the event. The calling thread does not wait. False: refused.
+  [[nodiscard]] virtual bool wait(stream_handle stream, event_handle event) noexcept = 0;
+
+  [[nodiscard]] virtual event_status query(event_handle event) noexcept = 0;
+
+  /// Waits for the event. False: it will never come.
+  [[nodiscard]] virtual bool synchronize(event_handle event) noexcept = 0;
+
+  /// Ends the use of an event of record(), complete or not. Waits that were put into streams stay.
+  virtual void release(event_handle event) noexcept = 0;
+};
+
+}  // namespace orderly

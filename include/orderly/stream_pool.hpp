@@ -1,0 +1,100 @@
+/// \file
+/// A pool whose memory changes hands in stream order.
+///
+/// Freeing a block in a stream says: work that is in the stream now may still use it, work that comes later does not. The
+/// pool then gives the block to the same stream again at once, without any stream operation; to another stream after it
+/// has made that stream wait for an event; and to everybody when the event has passed. No thread ever waits for a stream
+/// or a device, unless it says so.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "orderly/error.hpp"
+#include "orderly/export.h"
+#include "orderly/options.hpp"
+#include "orderly/source.hpp"
+#include "orderly/stats.hpp"
+#include "orderly/stream.hpp"
+
+namespace orderly {
+
+struct stream_options {
+  options memory;  ///< as of a pool
+
+  /// True: an event is recorded at every free, so that streams may be destroyed without release_stream(). Costs one event
+  /// record for each free.
+  bool safe_mode = false;
+
+  /// True: before an allocation is refused, the calling thread waits until streams are done with what was freed in them.
+  /// That helps where physical memory has to move, which cannot be done in stream order. It can deadlock where the work
+  /// of streams waits for other processes, as collectives do.
+  bool wait_before_refusing = false;
+
+  /// Bytes freed in a stream that no event covers yet, above which the pool records one. 0: 64 MiB.
+  std::size_t seal_bytes = 0;
+};
+
+/// Counters of a stream_pool.
+struct stream_statistics {
+  statistics memory;
+  std::size_t streams = 0;            ///< known now
+  std::size_t held = 0;               ///< bytes that belong to a stream: freed in it, and not yet everybody's
+  std::uint64_t events_recorded = 0;
+  std::uint64_t waits = 0;            ///< of streams for events
+  std::uint64_t queries = 0;          ///< of events
+};
+
+/// Thread safety: as pool. Progress: allocate and deallocate in one stream are lock-free as long as caches serve; moving
+/// memory between streams takes a mutex.
+///
+/// Streams: a stream is known by its handle from its first use until release_stream(). A program calls release_stream()
+/// before it destroys a stream, or sets stream_options::safe_mode.
+class ORDERLY_API stream_pool {
+ public:
+  /// Throws as pool's constructor; std::invalid_argument also for a null driver.
+  stream_pool(std::unique_ptr<memory_source> source, std::shared_ptr<stream_driver> driver,
+              const stream_options& settings = {});
+  stream_pool(stream_pool&& other) noexcept;
+  stream_pool& operator=(stream_pool&& other) noexcept;
+  /// Work in streams that uses the pool's memory must be done.
+  ~stream_pool();
+
+  /// A block for work that enters `stream` from now on. Throws as pool::allocate.
+  [[nodiscard]] void* allocate(std::size_t bytes, stream_handle stream);
+  /// The same; null instead of an exception.
+  [[nodiscard]] void* try_allocate(std::size_t bytes, stream_handle stream) noexcept;
+
+  /// Frees a block: work that is in `stream` now may still use it. The stream may be another than the one it was
+  /// allocated for; that stream's use of it must then be ordered before by the program. Errors as pool::deallocate.
+  void deallocate(void* pointer, std::size_t bytes, stream_handle stream) noexcept;
+  [[nodiscard]] error try_deallocate(void* pointer, std::size_t bytes, stream_handle stream,
+                                     bad_free* report = nullptr) noexcept;
+
+  /// Work in `stream` uses the live block too: when it is freed, it stays out of use until the work that is in `stream` at
+  /// that time is done as well.
+  [[nodiscard]] error record_stream(void* pointer, stream_handle stream) noexcept;
+
+  /// The stream will be destroyed: what was freed in it is sealed by an event, and its handle is forgotten. Another
+  /// thread must not be inside a call for this stream.
+  void release_stream(stream_handle stream) noexcept;
+
+  /// Waits until all work is done that may use blocks freed so far, in one stream or in all. Then they are everybody's.
+  /// False: a driver could not tell.
+  bool stream_synchronize(stream_handle stream) noexcept;
+  bool synchronize() noexcept;
+
+  /// As pool::trim; only memory that no stream may still use.
+  std::size_t trim(std::size_t keep_bytes = 0) noexcept;
+
+  [[nodiscard]] bool owns(const void* pointer) const noexcept;
+  [[nodiscard]] std::size_t block_size(const void* pointer) const noexcept;
+  [[nodiscard]] stream_statistics stats() const noexcept;
+
+ private:
+  class ORDERLY_LOCAL state;
+  state* state_;
+};
+
+}  // namespace orderly

@@ -1,0 +1,69 @@
+/// \file
+/// lane: one stream's memory. A block that was freed in a stream may still be in use by work in it, and belongs to the
+/// stream's lane until that work is known to be done.
+///
+///   front, depot   Blocks of a class. Any thread takes them for the same stream, without a stream operation: whatever uses
+///                  them then enters the stream behind what still uses them now.
+///   large          Blocks without a class, by order, in the same way.
+///   open           What caches did not hold. No event covers it.
+///   sealed         What was open when an event was recorded in the stream; the event covers it.
+///   settled        The event has passed: the block goes to the store, for every lane, and merges.
+///
+/// Under pressure a sealed batch need not wait for its event: it goes to the store together with a barrier (lanes.hpp).
+///
+/// A pool without streams has no lanes: what is freed in it is settled.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "atomic.hpp"
+#include "depot.hpp"
+#include "geometry.hpp"
+#include "orderly/stream.hpp"
+
+namespace orderly::detail {
+
+struct alignas(interference) lane {
+  static constexpr std::size_t most_sealed = 32;
+  static constexpr std::uint32_t most_large = 8;  ///< blocks of an order kept for the same stream
+
+  /// What one event covers.
+  struct batch {
+    event_handle event = nullptr;
+    depot::chain blocks;
+  };
+
+  /// Names the lane for ever; 0: none of now. Threads find their fronts by it.
+  atomic<std::uint64_t> serial{0};
+  std::uint32_t number = 0;
+  // Written while the lane is bound, before its serial is published; read by whoever has seen the serial.
+  stream_handle stream = nullptr;
+  std::uint64_t identity = 0;
+  std::uint64_t owner = 0;  ///< the thread of a per-thread stream; 0: any
+
+  depot::shelves shelves;
+  struct alignas(64) large_list : free_list {
+    atomic<std::uint32_t> count{0};
+  };
+  std::array<large_list, max_orders> large{};
+
+  alignas(interference) free_list open;
+  atomic<std::uint64_t> open_bytes{0};
+  atomic<std::uint64_t> held{0};      ///< bytes in large, open and sealed
+  atomic<std::uint32_t> coming{0};    ///< parcels on the way to a front, whose blocks come here then
+  atomic<std::uint64_t> seen{0};      ///< barriers that the stream has been made to wait for
+
+  event_handle mark = nullptr;  ///< covers the last free and all before; guarded by lanes::barrier_mutex_
+
+  // Guarded by the pool's pass mutex.
+  std::array<batch, most_sealed> sealed{};
+  std::size_t first_sealed = 0;
+  std::size_t sealed_count = 0;
+  bool released = false;
+  bool sealable = true;  ///< an event can be put behind it now, so that a pass may take from its caches
+  event_handle final_event = nullptr;  ///< of a released lane: behind everything
+};
+
+}  // namespace orderly::detail

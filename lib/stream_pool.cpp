@@ -1,0 +1,151 @@
+#include "orderly/stream_pool.hpp"
+
+#include <cstdio>
+#include <stdexcept>
+#include <utility>
+
+#include "pool_state.hpp"
+
+namespace orderly {
+
+using namespace detail;
+
+namespace {
+
+[[noreturn]] void throw_unknown(stream_handle stream) {
+  char text[128];
+  std::snprintf(text, sizeof text, "orderly::stream_pool: %p is not a stream, or the pool has too many; release some",
+                stream);
+  throw std::invalid_argument(text);
+}
+
+}  // namespace
+
+class stream_pool::state {
+ public:
+  state(std::unique_ptr<memory_source> source, std::shared_ptr<stream_driver> driver, const stream_options& settings)
+      : settings_(settings),
+        seal_bytes_(settings.seal_bytes == 0 ? default_seal_bytes : settings.seal_bytes),
+        core_(std::move(source), settings.memory, std::make_unique<lanes>(std::move(driver), settings.wait_before_refusing, settings.safe_mode)) {}
+
+  /// The lane of a stream; null: the handle names no stream, or there are too many.
+  [[nodiscard]] lane* find(stream_handle stream) noexcept {
+    lane* const known = lanes::at_hand(core_.serial(), stream);
+    if (known == nullptr || settings_.safe_mode) [[unlikely]] return find_slowly(stream);
+    return known;
+  }
+
+  /// In safe mode also when another stream has taken the handle over: then the old one's lane ends with its last mark.
+  [[nodiscard, gnu::noinline]] lane* find_slowly(stream_handle stream) noexcept {
+    lane* const known = core_.bind(stream);
+    if (known == nullptr || !settings_.safe_mode || known->identity == core_.streams()->driver().identity(stream))
+      return known;
+    core_.release_lane(*known);
+    return core_.bind(stream);
+  }
+
+  stream_options settings_;
+  std::size_t seal_bytes_;
+  pool::state core_;
+
+ private:
+  static constexpr std::size_t default_seal_bytes = std::size_t{64} << 20;
+};
+
+stream_pool::stream_pool(std::unique_ptr<memory_source> source, std::shared_ptr<stream_driver> driver,
+                         const stream_options& settings)
+    : state_(new state(std::move(source), std::move(driver), settings)) {}
+
+stream_pool::stream_pool(stream_pool&& other) noexcept : state_(std::exchange(other.state_, nullptr)) {}
+
+stream_pool& stream_pool::operator=(stream_pool&& other) noexcept {
+  if (this != &other) delete std::exchange(state_, std::exchange(other.state_, nullptr));
+  return *this;
+}
+
+stream_pool::~stream_pool() { delete state_; }
+
+void* stream_pool::allocate(std::size_t bytes, stream_handle stream) {
+  if (state_ == nullptr) throw std::invalid_argument("orderly::stream_pool: allocate on a pool that was moved from");
+  lane* const in = state_->find(stream);
+  if (in == nullptr) [[unlikely]] throw_unknown(stream);
+  return state_->core_.allocate_hot(
+      *in, bytes, [=, at = &state_->core_] { return at->allocate_or_throw(bytes, 1, in); });
+}
+
+void* stream_pool::try_allocate(std::size_t bytes, stream_handle stream) noexcept {
+  if (state_ == nullptr) return nullptr;
+  lane* const in = state_->find(stream);
+  if (in == nullptr) [[unlikely]] return nullptr;
+  return state_->core_.allocate_hot(
+      *in, bytes, [=, at = &state_->core_]() noexcept { return at->allocate_or_null(bytes, 1, in); });
+}
+
+void stream_pool::deallocate(void* pointer, std::size_t bytes, stream_handle stream) noexcept {
+  bad_free report;
+  if (try_deallocate(pointer, bytes, stream, &report) == error::none) [[likely]] return;
+  if (state_ == nullptr)
+    on_bad_free::print(report);
+  else if (state_->settings_.memory.on_bad_free)
+    state_->settings_.memory.on_bad_free(report);
+}
+
+error stream_pool::try_deallocate(void* pointer, std::size_t bytes, stream_handle stream, bad_free* report) noexcept {
+  if (pointer == nullptr) return error::none;
+  const auto refuse = [&](error code) {
+    if (report != nullptr) *report = {.code = code, .pointer = pointer, .bytes = bytes};
+    return code;
+  };
+  if (state_ == nullptr) return refuse(error::pool_gone);
+  lane* const in = state_->find(stream);
+  if (in == nullptr) [[unlikely]] return refuse(error::invalid_argument);
+  state* const at = state_;
+  if (at->settings_.safe_mode) [[unlikely]] at->core_.streams()->mark(*in);
+  return at->core_.deallocate_hot(*in, pointer, bytes, [=]() noexcept {
+    const error slow = at->core_.deallocate_slow(pointer, bytes, report, in);
+    at->core_.seal_if_due(*in, at->seal_bytes_);
+    return slow;
+  });
+}
+
+error stream_pool::record_stream(void* pointer, stream_handle stream) noexcept {
+  if (state_ == nullptr) return error::pool_gone;
+  lane* const in = state_->find(stream);
+  return in == nullptr ? error::invalid_argument : state_->core_.record_stream(pointer, *in);
+}
+
+void stream_pool::release_stream(stream_handle stream) noexcept {
+  if (state_ == nullptr) return;
+  if (lane* const in = state_->core_.bind(stream)) state_->core_.release_lane(*in);
+}
+
+bool stream_pool::stream_synchronize(stream_handle stream) noexcept {
+  if (state_ == nullptr) return false;
+  lane* const in = state_->find(stream);
+  return in != nullptr && state_->core_.synchronize(in);
+}
+
+bool stream_pool::synchronize() noexcept { return state_ != nullptr && state_->core_.synchronize(nullptr); }
+
+std::size_t stream_pool::trim(std::size_t keep_bytes) noexcept {
+  return state_ == nullptr ? 0 : state_->core_.trim(keep_bytes);
+}
+bool stream_pool::owns(const void* pointer) const noexcept { return state_ != nullptr && state_->core_.owns(pointer); }
+std::size_t stream_pool::block_size(const void* pointer) const noexcept {
+  return state_ == nullptr ? 0 : state_->core_.block_size(pointer);
+}
+
+stream_statistics stream_pool::stats() const noexcept {
+  stream_statistics s;
+  if (state_ == nullptr) return s;
+  const lanes& known = *state_->core_.streams();
+  s.memory = state_->core_.stats();
+  s.held = state_->core_.held();
+  known.each([&](const lane& of) { s.streams += of.serial.load(relaxed) != 0; });  // figures
+  s.events_recorded = known.records.load(relaxed);
+  s.waits = known.waits.load(relaxed);
+  s.queries = known.queries.load(relaxed);
+  return s;
+}
+
+}  // namespace orderly

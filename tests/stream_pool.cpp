@@ -1,0 +1,456 @@
+// A pool whose memory changes hands in stream order, on software streams: what it promises about who gets which block
+// when, what it asks of the driver, and what becomes of streams that end.
+#include "orderly/stream_pool.hpp"
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <optional>
+#include <stdexcept>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "orderly/software_stream.hpp"
+#include "support/random.hpp"
+#include "support/scale.hpp"
+#include "support/threads.hpp"
+
+using namespace orderly;
+using namespace orderly::test;
+
+namespace {
+
+constexpr std::size_t kib = 1024;
+constexpr std::size_t mib = 1024 * kib;
+
+/// A device, streams and a pool of theirs.
+struct bench {
+  explicit bench(std::size_t streams, std::size_t capacity, software_schedule schedule = software_schedule::lazy,
+                 stream_options settings = {}, std::uint64_t seed = 0, bool flat = false)
+      : device(schedule, seed), buffer(flat ? new (std::align_val_t{4096}) std::byte[capacity] : nullptr) {
+    settings.memory.capacity = capacity;
+    if (!settings.memory.on_bad_free) settings.memory.on_bad_free = on_bad_free::count;
+    tested.emplace(flat ? make_fixed_buffer_source(buffer.get(), capacity) : make_host_source(), device.driver(), settings);
+    for (std::size_t i = 0; i < streams; ++i) stream.emplace_back(device);
+  }
+  [[nodiscard]] stream_handle operator[](std::size_t i) const { return stream[i].handle(); }
+
+  struct aligned_delete {
+    void operator()(std::byte* bytes) const noexcept { ::operator delete[](bytes, std::align_val_t{4096}); }
+  };
+
+  software_device device;
+  std::unique_ptr<std::byte[], aligned_delete> buffer;
+  std::optional<stream_pool> tested;
+  std::vector<software_stream> stream;
+};
+
+/// Work that writes a block late, and finds fault with whoever else writes it in between: plain writes, so that
+/// ThreadSanitizer reports an order that is missing.
+void use(software_stream& in, void* block, std::size_t bytes, std::uint64_t mark, findings& found) {
+  in.enqueue([=, &found] {
+    auto* const words = static_cast<std::uint64_t*>(block);
+    const std::size_t last = bytes / sizeof(std::uint64_t) - 1;
+    words[0] = mark;
+    words[last] = ~mark;
+    words[last / 2] = mark;
+    found.expect(words[0] == mark || last == 0, "another stream wrote the block's start");
+    found.expect(words[last] == ~mark || last / 2 == last, "another stream wrote the block's end");
+  });
+}
+
+/// Everything that the pool has is everybody's, and merged.
+void check_idle(stream_pool& tested) {
+  CHECK(tested.synchronize());
+  const stream_statistics stats = tested.stats();
+  CHECK(stats.memory.requested == 0);
+  CHECK(stats.memory.allocated == 0);
+  CHECK(stats.held == 0);
+  CHECK(stats.memory.cached == 0);
+  tested.trim();
+  CHECK(tested.stats().memory.committed == 0);
+}
+
+}  // namespace
+
+TEST_SUITE("unit") {
+
+TEST_CASE("what was freed in a stream is the same stream's at once, without an operation, whatever its size") {
+  for (const std::size_t bytes : {std::size_t{1}, std::size_t{512}, 64 * kib, mib, 3 * mib, 17 * mib}) {
+    CAPTURE(bytes);
+    bench b(1, 64 * mib);
+    void* first = b.tested->allocate(bytes, b[0]);
+    b.tested->deallocate(first, bytes, b[0]);
+    for (int i = 0; i < 100; ++i) {
+      void* const again = b.tested->allocate(bytes, b[0]);
+      CHECK(again == first);
+      b.tested->deallocate(again, bytes, b[0]);
+    }
+    const software_calls calls = b.device.calls();
+    CHECK(calls.records + calls.waits + calls.queries + calls.synchronizations == 0);
+    CHECK(b.tested->stats().events_recorded == 0);
+    check_idle(*b.tested);
+  }
+}
+
+TEST_CASE("another stream gets new memory as long as there is some, and no operation is made") {
+  bench b(2, 64 * mib);
+  void* const first = b.tested->allocate(mib, b[0]);
+  b.tested->deallocate(first, mib, b[0]);
+  void* const other = b.tested->allocate(mib, b[1]);
+  CHECK(other != first);
+  CHECK(b.device.calls().records == 0);
+  b.tested->deallocate(other, mib, b[1]);
+  check_idle(*b.tested);
+}
+
+TEST_CASE("under pressure another stream gets what was freed, behind one event, for any number of blocks") {
+  for (const std::size_t bytes : {16 * kib, 64 * kib, mib, 4 * mib}) {
+    CAPTURE(bytes);
+    bench b(2, 16 * mib);
+    const std::size_t count = 16 * mib / bytes;
+    std::vector<void*> blocks(count);
+    findings found;
+    for (void*& block : blocks) {
+      block = b.tested->allocate(bytes, b[0]);
+      use(b.stream[0], block, bytes, 1, found);
+    }
+    CHECK(b.tested->try_allocate(bytes, b[1]) == nullptr);
+    for (void* const block : blocks) b.tested->deallocate(block, bytes, b[0]);
+    const std::uint64_t records = b.tested->stats().events_recorded;
+    for (void*& block : blocks) {
+      block = b.tested->allocate(bytes, b[1]);
+      use(b.stream[1], block, bytes, 2, found);
+    }
+    CHECK(b.tested->stats().events_recorded - records <= 2 + count / 64);
+    CHECK(b.tested->stats().waits <= 2 + count / 64);
+    CHECK(b.tested->stats().waits >= 1);
+    CHECK(b.stream[1].synchronize());  // runs what it waits for too
+    for (void* const block : blocks) CHECK(*static_cast<std::uint64_t*>(block) == 2);
+    ORDERLY_CHECK_FINDINGS(found);
+    for (void* const block : blocks) b.tested->deallocate(block, bytes, b[1]);
+    check_idle(*b.tested);
+  }
+}
+
+TEST_CASE("what has passed is everybody's without a wait, and merges across streams") {
+  bench b(2, 16 * mib);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 16; ++i) blocks.push_back(b.tested->allocate(mib, b[static_cast<std::size_t>(i) % 2]));
+  for (std::size_t i = 0; i < 16; ++i) b.tested->deallocate(blocks[i], mib, b[i % 2]);
+  CHECK(b.stream[0].synchronize());
+  CHECK(b.stream[1].synchronize());
+  CHECK(b.tested->synchronize());
+  void* const whole = b.tested->allocate(16 * mib, b[0]);
+  CHECK(b.tested->stats().waits == 0);
+  b.tested->deallocate(whole, 16 * mib, b[0]);
+  check_idle(*b.tested);
+}
+
+TEST_CASE("blocks of many streams make one large block behind their events, where memory need not move") {
+  bench b(4, 16 * mib, software_schedule::lazy, {}, 0, true);
+  findings found;
+  std::vector<void*> blocks;
+  for (std::size_t i = 0; i < 16; ++i) {
+    blocks.push_back(b.tested->allocate(mib, b[i % 3]));
+    use(b.stream[i % 3], blocks.back(), mib, 7, found);
+  }
+  for (std::size_t i = 0; i < 16; ++i) b.tested->deallocate(blocks[i], mib, b[i % 3]);
+  void* const whole = b.tested->allocate(16 * mib, b[3]);
+  CHECK(b.tested->stats().waits == 3);
+  use(b.stream[3], whole, 16 * mib, 9, found);
+  CHECK(b.stream[3].synchronize());
+  CHECK(static_cast<std::uint64_t*>(whole)[0] == 9);
+  ORDERLY_CHECK_FINDINGS(found);
+  b.tested->deallocate(whole, 16 * mib, b[3]);
+  CHECK(b.tested->synchronize());
+  CHECK(b.tested->stats().memory.allocated == 0);
+}
+
+TEST_CASE("where memory has to move, a request waits for the streams only if it may") {
+  for (const bool may_wait : {false, true}) {
+    CAPTURE(may_wait);
+    stream_options settings;
+    settings.wait_before_refusing = may_wait;
+    bench b(2, 16 * mib, software_schedule::lazy, settings);
+    findings found;
+    std::vector<void*> blocks;
+    for (int i = 0; i < 16; ++i) {
+      blocks.push_back(b.tested->allocate(mib, b[0]));
+      use(b.stream[0], blocks.back(), mib, 7, found);
+    }
+    for (void* const block : blocks) b.tested->deallocate(block, mib, b[0]);
+    const std::uint64_t before = b.device.calls().synchronizations;
+    void* const whole = b.tested->try_allocate(16 * mib, b[1]);
+    CHECK((whole != nullptr) == may_wait);
+    CHECK((b.device.calls().synchronizations != before) == may_wait);
+    b.tested->deallocate(whole, 16 * mib, b[1]);
+    ORDERLY_CHECK_FINDINGS(found);
+    check_idle(*b.tested);
+  }
+}
+
+TEST_CASE("a block may be freed in another stream than it was allocated for, by any thread") {
+  bench b(2, 16 * mib);
+  for (const std::size_t bytes : {std::size_t{512}, 4 * mib}) {
+    std::vector<void*> blocks;
+    for (int i = 0; i < 3; ++i) blocks.push_back(b.tested->allocate(bytes, b[0]));
+    std::thread([&] {
+      for (void* const block : blocks) CHECK(b.tested->try_deallocate(block, bytes, b[1]) == error::none);
+    }).join();
+    for (void* const block : blocks) CHECK(b.tested->try_deallocate(block, bytes, b[0]) == error::double_free);
+    CHECK(b.tested->stats().memory.requested == 0);
+  }
+  check_idle(*b.tested);
+}
+
+TEST_CASE("bad frees are refused as by a pool, and change nothing") {
+  bench b(1, 16 * mib);
+  auto* const block = static_cast<char*>(b.tested->allocate(1000, b[0]));
+  bad_free report;
+  CHECK(b.tested->try_deallocate(block + 256, 1000, b[0]) == error::interior_pointer);
+  CHECK(b.tested->try_deallocate(block + 1, 1000, b[0]) == error::misaligned_pointer);
+  CHECK(b.tested->try_deallocate(block, 5000, b[0]) == error::size_mismatch);
+  CHECK(b.tested->try_deallocate(&report, 8, b[0], &report) == error::foreign_pointer);
+  CHECK(report.pointer == &report);
+  CHECK(b.tested->try_deallocate(block, 1000, nullptr, &report) == error::invalid_argument);  // names no stream
+  CHECK(b.tested->owns(block));
+  CHECK(b.tested->try_deallocate(block, 1000, b[0]) == error::none);
+  CHECK(b.tested->try_deallocate(block, 1000, b[0]) == error::double_free);
+  CHECK(b.tested->try_deallocate(nullptr, 1000, b[0]) == error::none);
+  CHECK(b.tested->try_allocate(1000, nullptr) == nullptr);
+  CHECK_THROWS_AS(static_cast<void>(b.tested->allocate(1000, nullptr)), std::invalid_argument);
+  CHECK_THROWS_AS(static_cast<void>(b.tested->allocate(17 * mib, b[0])), out_of_memory);
+  CHECK_THROWS_AS(stream_pool(make_host_source(), nullptr), std::invalid_argument);
+  check_idle(*b.tested);
+}
+
+TEST_CASE("a recorded block stays out of use until every stream that uses it is done") {
+  for (const std::size_t bytes : {4 * kib, 4 * mib}) {
+    CAPTURE(bytes);
+    bench b(4, 4 * mib);
+    findings found;
+    void* block = nullptr;
+    std::vector<void*> rest;
+    block = b.tested->allocate(bytes, b[0]);
+    while (void* const other = b.tested->try_allocate(bytes, b[0])) rest.push_back(other);
+    CHECK(b.tested->record_stream(block, b[1]) == error::none);
+    CHECK(b.tested->record_stream(block, b[2]) == error::none);
+    CHECK(b.tested->record_stream(block, b[2]) == error::none);
+    for (const std::size_t i : {0U, 1U, 2U}) use(b.stream[i], static_cast<char*>(block) + i * kib, kib, 3, found);
+    b.tested->deallocate(block, bytes, b[0]);
+    CHECK(b.tested->try_deallocate(block, bytes, b[0]) == error::double_free);
+    void* const again = b.tested->allocate(bytes, b[3]);
+    CHECK(again == block);
+    CHECK(b.tested->stats().waits == 3);
+    use(b.stream[3], again, bytes, 4, found);
+    CHECK(b.stream[3].synchronize());
+    CHECK(*static_cast<std::uint64_t*>(again) == 4);
+    CHECK(*reinterpret_cast<std::uint64_t*>(static_cast<char*>(again) + kib) == (bytes == 4 * kib ? 3 : 3));
+    ORDERLY_CHECK_FINDINGS(found);
+    b.tested->deallocate(again, bytes, b[3]);
+    for (void* const other : rest) b.tested->deallocate(other, bytes, b[0]);
+    check_idle(*b.tested);
+  }
+  bench b(1, mib);
+  CHECK(b.tested->record_stream(&b, b[0]) == error::foreign_pointer);
+}
+
+TEST_CASE("a stream that is released may be destroyed: what was freed in it comes back behind its last event") {
+  bench b(1, 16 * mib);
+  findings found;
+  for (int round = 0; round < 30; ++round) {
+    software_stream passing(b.device);
+    std::vector<void*> blocks;
+    for (int i = 0; i < 12; ++i) {
+      blocks.push_back(b.tested->allocate(mib, passing.handle()));
+      use(passing, blocks.back(), mib, static_cast<std::uint64_t>(round), found);
+    }
+    void* const small = b.tested->allocate(100, passing.handle());
+    for (void* const block : blocks) b.tested->deallocate(block, mib, passing.handle());
+    b.tested->deallocate(small, 100, passing.handle());
+    b.tested->release_stream(passing.handle());
+    CHECK(b.tested->stats().streams == 0);
+  }  // the handle is used again in the next round
+  CHECK(b.tested->synchronize());
+  void* const whole = b.tested->allocate(16 * mib, b[0]);
+  use(b.stream[0], whole, 16 * mib, 99, found);
+  CHECK(b.stream[0].synchronize());
+  CHECK(static_cast<std::uint64_t*>(whole)[0] == 99);
+  ORDERLY_CHECK_FINDINGS(found);
+  b.tested->deallocate(whole, 16 * mib, b[0]);
+  check_idle(*b.tested);
+}
+
+TEST_CASE("in safe mode a stream may be destroyed without a word, and its handle be another's") {
+  stream_options settings;
+  settings.safe_mode = true;
+  bench b(1, 4 * mib, software_schedule::lazy, settings);
+  findings found;
+  for (int round = 0; round < 10; ++round) {
+    software_stream passing(b.device);
+    void* const block = b.tested->allocate(4 * mib, passing.handle());
+    REQUIRE(block != nullptr);
+    use(passing, block, 4 * mib, static_cast<std::uint64_t>(round), found);
+    b.tested->deallocate(block, 4 * mib, passing.handle());
+  }
+  void* const block = b.tested->allocate(4 * mib, b[0]);
+  use(b.stream[0], block, 4 * mib, 99, found);
+  CHECK(b.stream[0].synchronize());
+  CHECK(*static_cast<std::uint64_t*>(block) == 99);
+  ORDERLY_CHECK_FINDINGS(found);
+  b.tested->deallocate(block, 4 * mib, b[0]);
+  CHECK(b.tested->synchronize());
+  CHECK(b.tested->stats().memory.requested == 0);
+}
+
+TEST_CASE("while a stream captures, no event is asked of it, and nothing is lost") {
+  bench b(2, 4 * mib);
+  void* const block = b.tested->allocate(4 * mib, b[0]);
+  REQUIRE(b.stream[0].begin_capture());
+  b.tested->deallocate(block, 4 * mib, b[0]);
+  CHECK(b.tested->try_allocate(4 * mib, b[1]) == nullptr);  // only an event could tell
+  CHECK(b.tested->try_allocate(4 * mib, b[0]) == block);    // in the same stream, as ever
+  b.tested->deallocate(block, 4 * mib, b[0]);
+  static_cast<void>(b.stream[0].end_capture());
+  void* const other = b.tested->try_allocate(4 * mib, b[1]);
+  CHECK(other == block);
+  // A stream that captures cannot be made to wait, so it gets nothing that it would have to wait for.
+  b.tested->deallocate(other, 4 * mib, b[1]);
+  REQUIRE(b.stream[0].begin_capture());
+  CHECK(b.tested->try_allocate(4 * mib, b[0]) == nullptr);
+  static_cast<void>(b.stream[0].end_capture());
+  CHECK(b.tested->try_allocate(4 * mib, b[0]) == block);
+  b.tested->deallocate(block, 4 * mib, b[0]);
+  check_idle(*b.tested);
+}
+
+TEST_CASE("what a stream holds is counted, and sealed when it is much") {
+  stream_options settings;
+  settings.seal_bytes = 8 * mib;
+  bench b(1, 256 * mib, software_schedule::lazy, settings);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 100; ++i) blocks.push_back(b.tested->allocate(2 * mib, b[0]));
+  for (void* const block : blocks) b.tested->deallocate(block, 2 * mib, b[0]);
+  CHECK(b.tested->stats().held == 200 * mib);
+  CHECK(b.tested->stats().events_recorded >= 10);
+  CHECK(b.tested->stats().events_recorded <= 25);
+  CHECK(b.tested->stream_synchronize(b[0]));
+  CHECK(b.tested->stats().held == 0);
+  check_idle(*b.tested);
+}
+
+TEST_CASE("threads that end leave nothing in the caches of streams") {
+  bench b(3, 64 * mib);
+  for (int round = 0; round < 20; ++round) {
+    std::thread([&] {
+      for (std::size_t i = 0; i < 30; ++i) {
+        void* const block = b.tested->allocate(1000 * (i + 1), b[i % 3]);
+        b.tested->deallocate(block, 1000 * (i + 1), b[i % 3]);
+      }
+    }).join();
+  }
+  check_idle(*b.tested);
+}
+
+TEST_CASE("a moved pool keeps its blocks; a moved-from one refuses everything") {
+  bench b(1, 16 * mib);
+  void* const block = b.tested->allocate(1000, b[0]);
+  stream_pool moved(std::move(*b.tested));
+  CHECK(b.tested->try_allocate(1, b[0]) == nullptr);
+  CHECK_THROWS_AS(static_cast<void>(b.tested->allocate(1, b[0])), std::invalid_argument);
+  CHECK(b.tested->try_deallocate(block, 1000, b[0]) == error::pool_gone);
+  CHECK_FALSE(b.tested->synchronize());
+  CHECK(b.tested->record_stream(block, b[0]) == error::pool_gone);
+  CHECK(b.tested->stats().memory.capacity == 0);
+  CHECK(moved.try_deallocate(block, 1000, b[0]) == error::none);
+  check_idle(moved);
+}
+
+TEST_CASE("one thread, many streams, any schedule: no block is used in two streams at once") {
+  for (const software_schedule schedule :
+       {software_schedule::eager, software_schedule::lazy, software_schedule::random}) {
+    for (std::uint64_t seed = 0; seed < 5; ++seed) {
+      bench b(5, 8 * mib, schedule, {}, seed);
+      random_engine random = make_random(seed);
+      findings found;
+      struct held {
+        void* address;
+        std::size_t bytes;
+        std::uint64_t mark;
+      };
+      std::vector<held> live;
+      std::uint64_t mark = 0;
+      for (int step = 0; step < 3000; ++step) {
+        const std::size_t in = uniform(random, 0, 4);
+        if (live.size() < 40 && uniform(random, 0, 1) == 0) {
+          const std::size_t bytes = log_uniform(random, 16, 2 * mib) / 8 * 8;
+          void* const block = b.tested->try_allocate(bytes, b[in]);
+          if (block == nullptr) continue;
+          live.push_back({block, bytes, ++mark});
+          // Two pieces of work: whoever gets the block too early comes in between.
+          b.stream[in].enqueue([block, at = mark] { *static_cast<std::uint64_t*>(block) = at; });
+          b.stream[in].enqueue([block, at = mark, &found] {
+            found.expect(*static_cast<std::uint64_t*>(block) == at, "the block was given away while it was in use");
+          });
+          b.tested->deallocate(block, bytes, b[in]);  // in stream order: at once
+          live.pop_back();
+        } else if (uniform(random, 0, 50) == 0) {
+          CHECK(b.tested->stream_synchronize(b[in]));
+        }
+      }
+      ORDERLY_CHECK_FINDINGS(found);
+      check_idle(*b.tested);
+    }
+  }
+}
+
+}  // TEST_SUITE
+
+TEST_SUITE("stress") {
+
+TEST_CASE("threads and streams, frees in other streams and by other threads: every use comes after the last") {
+  for (const std::size_t capacity : {4 * mib, 64 * mib}) {
+    CAPTURE(capacity);
+    constexpr std::size_t streams = 4;
+    constexpr std::size_t threads = 4;
+    bench b(streams, capacity, software_schedule::workers);
+    findings found;
+    std::vector<std::atomic<void*>> hand_over(threads);
+    run_threads(threads, [&](std::size_t self) {
+      random_engine random = make_random(self);
+      for (std::size_t step = 0; step < scaled(4000); ++step) {
+        const std::size_t in = uniform(random, 0, streams - 1);
+        const std::size_t bytes = log_uniform(random, 64, mib) / 8 * 8;
+        void* const block = b.tested->try_allocate(bytes, b[in]);
+        if (block == nullptr) continue;
+        use(b.stream[in], block, bytes, self << 32 | step, found);
+        // Half of them are freed by another thread; it learns of the block after the work was enqueued.
+        if (uniform(random, 0, 1) == 0) {
+          b.tested->deallocate(block, bytes, b[in]);
+          continue;
+        }
+        // Another thread's block: its stream is not known here, so all are waited for.
+        for (void* const other : {hand_over[(self + 1) % threads].exchange(nullptr), hand_over[self].exchange(block)}) {
+          if (other == nullptr) continue;
+          for (software_stream& each : b.stream) each.synchronize();
+          found.expect(b.tested->try_deallocate(other, 0, b[in]) == error::none, "a good free was refused");
+        }
+        if (step % 512 == 0) found.expect(b.tested->synchronize(), "a driver could not tell");
+      }
+    });
+    for (std::atomic<void*>& left : hand_over) {
+      if (void* const block = left.load()) b.tested->deallocate(block, 0, b[0]);
+    }
+    ORDERLY_CHECK_FINDINGS(found);
+    check_idle(*b.tested);
+  }
+}
+
+}  // TEST_SUITE
