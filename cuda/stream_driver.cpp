@@ -44,6 +44,8 @@ class cuda_stream_driver final : public stream_driver {
     switch (kind_of(handle)) {
       // CUDA never gives a number twice in a process, and counts them up: 62 bits hold them.
       case stream_kind::created:
+        // The question invalidates a capture that the stream takes part in (seen with driver 580).
+        if (capture_of(handle) != 0) return 0;
         if (cuda_call([&] { return cudaStreamGetId(handle, &number); }) != cudaSuccess) return 0;
         return number << 2 | static_cast<std::uint64_t>(stream_kind::created);
       case stream_kind::legacy:

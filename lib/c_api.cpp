@@ -2,6 +2,7 @@
 /// The C interface. A handle is a number that is never used twice: the low bits name a place in a table that is never
 /// freed, the rest count how often that place was used. So a handle whose pool is gone is recognised without touching it.
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -117,8 +118,9 @@ void* orderly_allocate_aligned(orderly_pool* pool, size_t bytes, size_t alignmen
   }
   void* const block = found->try_allocate(bytes, alignment);
   if (block == nullptr) {
+    const bool possible = std::has_single_bit(alignment) && alignment <= found->chunk();
     std::snprintf(last_error.data(), last_error.size(), "orderly: no block of %zu bytes aligned to %zu: %s", bytes,
-                  alignment, orderly::to_string(orderly::error::out_of_memory));
+                  alignment, orderly::to_string(possible ? orderly::error::out_of_memory : orderly::error::invalid_argument));
   }
   return block;
 }

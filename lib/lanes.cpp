@@ -67,7 +67,7 @@ lane* lanes::bind(std::uint64_t pool, stream_handle stream) noexcept {
       const bool empty = of.held.load(relaxed) == 0 && of.sealed_count == 0 && of.coming.load(acquire) == 0;
       if (free_place == nullptr && empty) free_place = &of;
     } else if (of.stream == stream && of.owner == owner) {
-      this_thread_lanes.keep({pool, stream, serial, &of});
+      keep_at_hand({pool, stream, serial, &of});
       return &of;
     }
   }
@@ -88,7 +88,7 @@ lane* lanes::bind(std::uint64_t pool, stream_handle stream) noexcept {
   of.seen.store(0, relaxed);  // published with the serial: the new stream has waited for nothing
   const std::uint64_t serial = next_serial();
   of.serial.store(serial, release);  // at_hand()
-  this_thread_lanes.keep({pool, stream, serial, &of});
+  keep_at_hand({pool, stream, serial, &of});
   return &of;
 }
 

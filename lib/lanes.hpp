@@ -110,6 +110,10 @@ class lanes {
     event_handle event = nullptr;
   };
 
+  /// Not where a handle may name another stream without notice.
+  void keep_at_hand(const thread_lanes::entry& e) const noexcept {
+    if (!marked_) this_thread_lanes.keep(e);
+  }
   [[nodiscard]] bool wait_for_barriers(lane& of) noexcept;
 
   std::shared_ptr<stream_driver> driver_;

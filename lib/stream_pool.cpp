@@ -31,17 +31,43 @@ class stream_pool::state {
   /// The lane of a stream; null: the handle names no stream, or there are too many.
   [[nodiscard]] lane* find(stream_handle stream) noexcept {
     lane* const known = lanes::at_hand(core_.serial(), stream);
-    if (known == nullptr || settings_.safe_mode) [[unlikely]] return find_slowly(stream);
-    return known;
+    return known != nullptr ? known : find_slowly(stream);
   }
 
-  /// In safe mode also when another stream has taken the handle over: then the old one's lane ends with its last mark.
+  /// In safe mode always this way, since another stream may have taken the handle over: then the old one's lane ends with
+  /// its last mark.
   [[nodiscard, gnu::noinline]] lane* find_slowly(stream_handle stream) noexcept {
     lane* const known = core_.bind(stream);
     if (known == nullptr || !settings_.safe_mode || known->identity == core_.streams()->driver().identity(stream))
       return known;
     core_.release_lane(*known);
     return core_.bind(stream);
+  }
+
+  [[nodiscard, gnu::noinline]] void* allocate_slowly(std::size_t bytes, stream_handle stream) noexcept {
+    lane* const in = find_slowly(stream);
+    return in == nullptr ? nullptr : core_.allocate_or_null(bytes, 1, in);
+  }
+
+  [[nodiscard, gnu::noinline]] error deallocate_slowly(void* pointer, std::size_t bytes, stream_handle stream,
+                                                       bad_free* report) noexcept {
+    if (pointer == nullptr) return error::none;
+    lane* const in = find(stream);
+    if (in == nullptr) {
+      if (report != nullptr) *report = {.code = error::invalid_argument, .pointer = pointer, .bytes = bytes};
+      return error::invalid_argument;
+    }
+    if (settings_.safe_mode) core_.streams()->mark(*in);
+    const error code = core_.deallocate_slow(pointer, bytes, report, in);
+    core_.seal_if_due(*in, seal_bytes_);
+    return code;
+  }
+
+  [[gnu::noinline]] error deallocate_or_report(void* pointer, std::size_t bytes, stream_handle stream) noexcept {
+    bad_free report;
+    const error code = deallocate_slowly(pointer, bytes, stream, &report);
+    if (code != error::none && settings_.memory.on_bad_free) settings_.memory.on_bad_free(report);
+    return code;
   }
 
   stream_options settings_;
@@ -70,42 +96,42 @@ void* stream_pool::allocate(std::size_t bytes, stream_handle stream) {
   lane* const in = state_->find(stream);
   if (in == nullptr) [[unlikely]] throw_unknown(stream);
   return state_->core_.allocate_hot(
-      *in, bytes, [=, at = &state_->core_] { return at->allocate_or_throw(bytes, 1, in); });
+      *in, bytes, [=, at = state_] { return at->core_.allocate_or_throw(bytes, 1, in); });
 }
 
 void* stream_pool::try_allocate(std::size_t bytes, stream_handle stream) noexcept {
-  if (state_ == nullptr) return nullptr;
-  lane* const in = state_->find(stream);
-  if (in == nullptr) [[unlikely]] return nullptr;
-  return state_->core_.allocate_hot(
-      *in, bytes, [=, at = &state_->core_]() noexcept { return at->allocate_or_null(bytes, 1, in); });
+  if (state_ == nullptr) [[unlikely]] return nullptr;
+  state* const at = state_;
+  const lane* const in = lanes::at_hand(at->core_.serial(), stream);
+  if (in == nullptr) [[unlikely]] return at->allocate_slowly(bytes, stream);
+  return at->core_.allocate_hot(*in, bytes, [=]() noexcept { return at->allocate_slowly(bytes, stream); });
 }
 
 void stream_pool::deallocate(void* pointer, std::size_t bytes, stream_handle stream) noexcept {
-  bad_free report;
-  if (try_deallocate(pointer, bytes, stream, &report) == error::none) [[likely]] return;
-  if (state_ == nullptr)
-    on_bad_free::print(report);
-  else if (state_->settings_.memory.on_bad_free)
-    state_->settings_.memory.on_bad_free(report);
+  if (state_ == nullptr) [[unlikely]] return deallocate_gone(pointer, bytes);
+  state* const at = state_;
+  const lane* const in = lanes::at_hand(at->core_.serial(), stream);
+  const auto otherwise = [=]() noexcept { return at->deallocate_or_report(pointer, bytes, stream); };
+  if (in == nullptr) [[unlikely]]
+    otherwise();
+  else
+    at->core_.deallocate_hot(*in, pointer, bytes, otherwise);
 }
 
 error stream_pool::try_deallocate(void* pointer, std::size_t bytes, stream_handle stream, bad_free* report) noexcept {
-  if (pointer == nullptr) return error::none;
-  const auto refuse = [&](error code) {
-    if (report != nullptr) *report = {.code = code, .pointer = pointer, .bytes = bytes};
-    return code;
-  };
-  if (state_ == nullptr) return refuse(error::pool_gone);
-  lane* const in = state_->find(stream);
-  if (in == nullptr) [[unlikely]] return refuse(error::invalid_argument);
+  if (state_ == nullptr) [[unlikely]] {
+    if (pointer == nullptr) return error::none;
+    if (report != nullptr) *report = {.code = error::pool_gone, .pointer = pointer, .bytes = bytes};
+    return error::pool_gone;
+  }
   state* const at = state_;
-  if (at->settings_.safe_mode) [[unlikely]] at->core_.streams()->mark(*in);
-  return at->core_.deallocate_hot(*in, pointer, bytes, [=]() noexcept {
-    const error slow = at->core_.deallocate_slow(pointer, bytes, report, in);
-    at->core_.seal_if_due(*in, at->seal_bytes_);
-    return slow;
-  });
+  const lane* const in = lanes::at_hand(at->core_.serial(), stream);
+  const auto otherwise = [=]() noexcept { return at->deallocate_slowly(pointer, bytes, stream, report); };
+  return in == nullptr ? otherwise() : at->core_.deallocate_hot(*in, pointer, bytes, otherwise);
+}
+
+[[gnu::noinline]] void stream_pool::deallocate_gone(void* pointer, std::size_t bytes) noexcept {
+  if (pointer != nullptr) on_bad_free::print({.code = error::pool_gone, .pointer = pointer, .bytes = bytes});
 }
 
 error stream_pool::record_stream(void* pointer, stream_handle stream) noexcept {

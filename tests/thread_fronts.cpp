@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -38,8 +39,8 @@ class bare_pool final : public registered_pool {
   }
 
   std::unique_ptr<front> mine = std::make_unique<front>();
-  int detached = 0;
-  int strangers = 0;
+  std::atomic<int> detached = 0;  // several threads may give fronts back at once
+  std::atomic<int> strangers = 0;
 };
 
 using pools = std::vector<std::unique_ptr<bare_pool>>;

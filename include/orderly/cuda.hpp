@@ -46,6 +46,8 @@ namespace orderly {
 /// a blocking stream captures, a capture that has failed, a device that has failed. Nothing is recorded or awaited
 /// then. A capture that starts in a stream while another thread records there is noticed, and record() refuses. query()
 /// and synchronize() neither fail by nor invalidate a capture that goes on elsewhere.
+/// identity() is 0 while the stream captures: CUDA does not tell then. So a stream_pool must have met a stream before it
+/// captures.
 /// Null: CUDA or the device is missing.
 [[nodiscard]] ORDERLY_API std::shared_ptr<stream_driver> make_cuda_stream_driver(int device);
 

@@ -35,8 +35,8 @@ typedef struct {
   size_t capacity, granule, chunk, limit;
 } orderly_options;
 
-/* Creates a pool of host memory. options may be null. Returns ORDERLY_OK, ORDERLY_ERROR_INVALID_ARGUMENT or
- * ORDERLY_ERROR_SOURCE_FAILED; on an error *pool is null. */
+/* Creates a pool of host memory. options may be null. Returns ORDERLY_OK, ORDERLY_ERROR_INVALID_ARGUMENT,
+ * ORDERLY_ERROR_SOURCE_FAILED, or ORDERLY_ERROR_OUT_OF_MEMORY (1024 pools exist); on an error *pool is null. */
 ORDERLY_API int orderly_pool_create_host(const orderly_options *options, orderly_pool **pool);
 
 /* Releases the pool with all its blocks. No other thread may be inside a call on this pool. Null or a handle whose pool

@@ -34,7 +34,8 @@ class ORDERLY_API stream_driver {
   stream_driver& operator=(const stream_driver&) = delete;
   virtual ~stream_driver();
 
-  /// A number that no other stream of the process ever has. 0: the handle names no stream.
+  /// A number that no other stream of the process ever has. 0: the handle names no stream, or it cannot be told now (some
+  /// drivers refuse while the stream captures).
   [[nodiscard]] virtual std::uint64_t identity(stream_handle stream) noexcept = 0;
 
   /// True if the handle names another stream in every thread, as CUDA's per-thread default stream does.

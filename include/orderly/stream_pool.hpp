@@ -93,6 +93,8 @@ class ORDERLY_API stream_pool {
   [[nodiscard]] stream_statistics stats() const noexcept;
 
  private:
+  static void deallocate_gone(void* pointer, std::size_t bytes) noexcept;
+
   class ORDERLY_LOCAL state;
   state* state_;
 };

@@ -1,0 +1,35 @@
+/// \file
+/// A kind of streams to measure on. Each has a file in this folder:
+///
+///   static constexpr std::string_view name;
+///   static bool available();
+///   std::shared_ptr<stream_driver> driver();
+///   std::unique_ptr<memory_source> source(std::size_t bytes);   one flat range
+///   stream_handle make_stream();                                lives as long as the world
+///   void finish();                                              waits for all streams
+///   std::uint64_t calls();                                      stream operations, or calls of the device's library, so far
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+
+#include "orderly/source.hpp"
+#include "orderly/stream.hpp"
+
+namespace orderly::bench {
+
+template <class World>
+concept stream_world = requires(World& world, std::size_t bytes) {
+  { World::name } -> std::convertible_to<std::string_view>;
+  { World::available() } -> std::same_as<bool>;
+  { world.driver() } -> std::same_as<std::shared_ptr<stream_driver>>;
+  { world.source(bytes) } -> std::same_as<std::unique_ptr<memory_source>>;
+  { world.make_stream() } -> std::same_as<stream_handle>;
+  { world.finish() } -> std::same_as<void>;
+  { world.calls() } -> std::same_as<std::uint64_t>;
+};
+
+}  // namespace orderly::bench

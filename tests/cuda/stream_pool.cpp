@@ -1,0 +1,190 @@
+// The pool in stream order on a device: whoever gets a block uses it after its last user, and CUDA is not called where it
+// need not be.
+#include "orderly/stream_pool.hpp"
+
+#include <cuda_runtime_api.h>
+#include <doctest/doctest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cuda/device.hpp"
+#include "orderly/cuda.hpp"
+
+using namespace orderly;
+using namespace orderly::test;
+
+namespace {
+
+constexpr std::size_t kib = 1024;
+constexpr std::size_t mib = 1024 * kib;
+
+stream_pool make_pool(std::size_t bytes, bool safe_mode = false) {
+  stream_options settings;
+  settings.memory.on_bad_free = on_bad_free::count;
+  settings.safe_mode = safe_mode;
+  return stream_pool(make_cuda_device_source(0, bytes), make_cuda_stream_driver(0), settings);
+}
+
+unsigned* word(void* block) { return static_cast<unsigned*>(block); }
+
+}  // namespace
+
+TEST_CASE("the same stream gets its block again without a call of CUDA") {
+  const untouched state;
+  const own_stream stream;
+  stream_pool tested = make_pool(64 * mib);
+  for (const std::size_t bytes : {std::size_t{512}, 64 * kib, 4 * mib}) {
+    CAPTURE(bytes);
+    void* const first = tested.allocate(bytes, stream.get());
+    tested.deallocate(first, bytes, stream.get());
+    const std::uint64_t before = cuda_calls();
+    for (int i = 0; i < 1000; ++i) {
+      void* const block = tested.allocate(bytes, stream.get());
+      REQUIRE(block == first);
+      tested.deallocate(block, bytes, stream.get());
+    }
+    CHECK(cuda_calls() == before);
+  }
+}
+
+TEST_CASE("a block that another stream still writes late is handed over behind that work") {
+  for (const std::size_t bytes : {64 * kib, 16 * mib}) {
+    CAPTURE(bytes);
+    const untouched state;
+    const own_stream writer;
+    const own_stream taker;
+    const shared_words words(3);
+    *words.at(0) = 2;
+    const gate held;
+    stream_pool tested = make_pool(16 * mib);
+    std::vector<void*> blocks;
+    while (void* const block = tested.try_allocate(bytes, writer.get())) blocks.push_back(block);
+    REQUIRE(blocks.size() == 16 * mib / bytes);
+    held.hold(writer.get(), word(blocks[0]), 1);
+    for (void* const block : blocks) tested.deallocate(block, bytes, writer.get());
+    for (void*& block : blocks) {
+      block = tested.try_allocate(bytes, taker.get());
+      REQUIRE(block != nullptr);
+      ORDERLY_CUDA(copy_word(taker.get(), words.at(0), word(block)));
+    }
+    CHECK(tested.stats().waits >= 1);
+    CHECK(tested.stats().waits <= 2 + blocks.size() / 64);
+    CHECK(cudaStreamQuery(taker.get()) == cudaErrorNotReady);  // it waits for the writer
+    static_cast<void>(cudaGetLastError());
+    held.open();
+    for (void* const block : blocks) {
+      ORDERLY_CUDA(copy_word(taker.get(), word(block), words.at(1)));
+      ORDERLY_CUDA(cudaStreamSynchronize(taker.get()));
+      CHECK(words[1] == 2);
+      tested.deallocate(block, bytes, taker.get());
+    }
+    CHECK(tested.synchronize());
+    CHECK(tested.stats().memory.requested == 0);
+    CHECK(tested.stats().held == 0);
+  }
+}
+
+TEST_CASE("threads and streams at random, frees in other threads' streams: no write is lost or misplaced") {
+  const untouched state;
+  constexpr std::size_t threads = 4;
+  constexpr unsigned rounds = 2000;
+  std::vector<std::unique_ptr<own_stream>> streams;
+  for (std::size_t i = 0; i < threads; ++i) streams.push_back(std::make_unique<own_stream>());
+  const shared_words sent(threads * rounds);
+  const shared_words seen(threads * rounds);
+  stream_pool tested = make_pool(8 * mib);
+  std::vector<unsigned> refused(threads);
+  std::vector<std::thread> at_work;
+  for (std::size_t self = 0; self < threads; ++self) {
+    at_work.emplace_back([&, self] {
+      std::mt19937 random(static_cast<unsigned>(self));
+      for (unsigned round = 0; round < rounds; ++round) {
+        const std::size_t at = self * rounds + round;
+        cudaStream_t const in = streams[random() % threads]->get();
+        const std::size_t bytes = std::size_t{256} << random() % 13;
+        void* const block = tested.try_allocate(bytes, in);
+        if (block == nullptr) {
+          ++refused[self];
+          continue;
+        }
+        *sent.at(at) = static_cast<unsigned>(at) + 1;
+        unsigned* const end = word(block) + bytes / sizeof(unsigned) - 1;
+        if (copy_word(in, sent.at(at), end) != cudaSuccess || copy_word(in, end, seen.at(at)) != cudaSuccess) return;
+        tested.deallocate(block, bytes, in);
+      }
+    });
+  }
+  for (std::thread& each : at_work) each.join();
+  ORDERLY_CUDA(cudaDeviceSynchronize());
+  std::size_t wrong = 0;
+  for (std::size_t at = 0; at < threads * rounds; ++at) wrong += seen[at] != sent[at];
+  CHECK(wrong == 0);
+  for (const unsigned count : refused) CHECK(count < rounds / 2);
+  CHECK(tested.synchronize());
+  CHECK(tested.stats().memory.requested == 0);
+  CHECK(tested.stats().held == 0);
+}
+
+TEST_CASE("streams come and go, with a word to the pool or in safe mode without") {
+  for (const bool safe_mode : {false, true}) {
+    CAPTURE(safe_mode);
+    const untouched state;
+    const shared_words words(2);
+    *words.at(0) = 7;
+    stream_pool tested = make_pool(4 * mib, safe_mode);
+    for (int round = 0; round < 50; ++round) {
+      const own_stream passing;
+      void* const block = tested.try_allocate(4 * mib, passing.get());
+      REQUIRE(block != nullptr);
+      ORDERLY_CUDA(copy_word(passing.get(), words.at(0), word(block)));
+      tested.deallocate(block, 4 * mib, passing.get());
+      if (!safe_mode) tested.release_stream(passing.get());
+    }
+    CHECK(tested.synchronize());
+    CHECK(tested.stats().memory.requested == 0);
+  }
+}
+
+TEST_CASE("a stream that captures keeps what it has, and its capture stays valid") {
+  const untouched state;
+  const own_stream capturing;
+  const own_stream other;
+  const shared_words words(1);
+  stream_pool tested = make_pool(16 * mib);
+  void* const first = tested.allocate(mib, capturing.get());  // the pool meets the stream before it captures
+  ORDERLY_CUDA(cudaStreamBeginCapture(capturing.get(), cudaStreamCaptureModeGlobal));
+  tested.deallocate(first, mib, capturing.get());
+  CHECK(tested.try_allocate(mib, capturing.get()) == first);
+  ORDERLY_CUDA(copy_word(capturing.get(), words.at(0), word(first)));
+  tested.deallocate(first, mib, capturing.get());
+  void* const elsewhere = tested.try_allocate(mib, other.get());
+  CHECK(elsewhere != nullptr);
+  CHECK(elsewhere != first);
+  tested.deallocate(elsewhere, mib, other.get());
+  cudaGraph_t graph = nullptr;
+  CHECK(cudaStreamEndCapture(capturing.get(), &graph) == cudaSuccess);
+  CHECK(graph != nullptr);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  CHECK(tested.synchronize());
+  CHECK(tested.stats().held == 0);
+}
+
+TEST_CASE("default streams are streams like others") {
+  const untouched state;
+  stream_pool tested = make_pool(16 * mib);
+  for (stream_handle const stream : {stream_handle{nullptr}, stream_handle{cudaStreamLegacy}, stream_handle{cudaStreamPerThread}}) {
+    void* const block = tested.allocate(mib, stream);
+    CHECK(tested.try_deallocate(block, mib, stream) == error::none);
+  }
+  std::thread([&] {
+    void* const block = tested.allocate(mib, cudaStreamPerThread);
+    CHECK(tested.try_deallocate(block, mib, cudaStreamPerThread) == error::none);
+  }).join();  // its stream ends with it
+  CHECK(tested.synchronize());
+  CHECK(tested.stats().held == 0);
+}
