@@ -2,7 +2,8 @@
 """Compares allocators in the results of orderly-bench and checks orderly's throughput against its targets.
 
 The input are files that `orderly-bench --benchmark_out=FILE --benchmark_out_format=json` wrote. Repetitions of one
-benchmark, in whichever file, count together; every figure is the median of them.
+benchmark, in whichever file, count together; every figure is the median of them. Of a file that holds aggregates only,
+the median counts as one repetition.
 """
 
 import argparse
@@ -66,9 +67,16 @@ class Results:
                 document = json.load(file)
             self.distortions |= {document['context'].get('distorted_by', 'nothing')} - {'nothing'}
             self.touched.add(document['context'].get('blocks_touched', 'no'))
+            repeated = set()
             for entry in document['benchmarks']:
                 key = key_of(entry['name'])
                 if key and entry.get('run_type', 'iteration') == 'iteration':
+                    repeated.add(key)
+                    failed = entry.get('error_occurred', False)
+                    self.repetitions[key].append(None if failed else float(entry['items_per_second']))
+            for entry in document['benchmarks']:  # a file that reports aggregates only
+                key = key_of(entry.get('run_name', ''))
+                if key and key not in repeated and entry.get('aggregate_name') == 'median':
                     failed = entry.get('error_occurred', False)
                     self.repetitions[key].append(None if failed else float(entry['items_per_second']))
         except OSError as error:

@@ -47,7 +47,9 @@ struct options {
   /// as a fraction of the peak of requested bytes; at least 16 MiB and 4 MiB for each thread that uses the pool.
   double slack = 0.2;
 
-  out_of_memory_handler on_out_of_memory = nullptr;          ///< empty: fail at once
+  /// Called when an allocation would be refused, unless it exceeds the capacity or the limit by itself. Empty: fail at once.
+  /// Allocations of the same pool inside the handler do not call it again.
+  out_of_memory_handler on_out_of_memory = nullptr;
   bad_free_handler on_bad_free = orderly::on_bad_free::print;
 };
 

@@ -21,8 +21,12 @@ namespace orderly {
 /// time. A block may be freed by another thread than the one that allocated it.
 ///
 /// Progress: allocate and deallocate are lock-free, with these exceptions by name: an allocation that would otherwise
-/// be refused waits for the pass that reclaims memory, a thread's first use of a pool obtains memory from the system,
-/// and growth calls the memory source. trim, defragment and destruction run a pass under a mutex.
+/// be refused waits for the pass that reclaims memory, and for threads that hold memory in the middle of a call (as long
+/// as they wait for the memory source; else for some seconds); a thread's first use of a pool obtains memory from the
+/// system; growth calls the memory source; and now and then a call that finds much memory idle runs a pass itself, when no
+/// other thread does. trim, defragment and destruction run a pass under a mutex.
+///
+/// Fork: in the child the pool goes on; what other threads had in hand at that instant is lost to it.
 ///
 /// Memory: the pool never reads or writes the memory that it manages; all its records lie elsewhere.
 ///

@@ -54,6 +54,18 @@ class Canned(unittest.TestCase):
     def test_median_of_repetitions_without_aggregates(self):
         self.assertEqual(self.results.median(compare.Key('pair', '', 'orderly', 2)), 1.9e8)
 
+    def test_a_file_of_aggregates_counts_once(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / 'aggregates.json'
+            path.write_text(json.dumps({'context': {}, 'benchmarks': [
+                {'name': f'pair/orderly/threads:2_{which}', 'run_name': 'pair/orderly/threads:2', 'run_type': 'aggregate',
+                 'aggregate_name': which, 'items_per_second': value}
+                for which, value in (('mean', 1.0e8), ('median', 2.0e8), ('stddev', 1.0e6))]}))
+            key = compare.Key('pair', '', 'orderly', 2)
+            self.assertEqual(compare.load([path]).repetitions[key], [2.0e8])
+            both = compare.load([HERE / 'throughput.json', path])
+            self.assertEqual(len(both.repetitions[key]), 4)
+
     def test_repetitions_of_several_files_count_together(self):
         twice = compare.load([HERE / 'throughput.json'] * 2)
         self.assertEqual(len(twice.repetitions[compare.Key('pair', '', 'orderly', 2)]), 6)
