@@ -108,11 +108,12 @@ void* pool::state::press(const request& wanted, front* mine) noexcept {
   const std::lock_guard lock(pass_mutex_);
   // A pass that began after this request and refused no more than it asks for has refused it too. So of many threads
   // that queue up at the limit, few run a pass.
-  if (refused_.pass > arrived && refused_.granules <= wanted.granules && refused_.order <= wanted.shape.order)
+  if (refused_.pass > arrived && refused_.granules <= wanted.granules && refused_.order <= wanted.shape.order &&
+      refused_.in == wanted.in)  // a stream that captures is refused what another may have
     return nullptr;
   const std::uint64_t number = passes_.fetch_add(1, seq_cst) + 1;
   void* const block = press_locked(wanted, mine);
-  if (block == nullptr) refused_ = {number, wanted.granules, wanted.shape.order};
+  if (block == nullptr) refused_ = {number, wanted.granules, wanted.shape.order, wanted.in};
   return block;
 }
 

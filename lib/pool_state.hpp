@@ -289,6 +289,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
     std::uint64_t pass = 0;  ///< number of the pass that refused; 0: none
     std::uint64_t granules = 0;
     unsigned order = 0;
+    const detail::lane* in = nullptr;
   } refused_;  ///< guarded by pass_mutex_
 };
 
