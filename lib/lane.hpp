@@ -29,6 +29,14 @@ struct alignas(interference) lane {
   static constexpr std::size_t most_sealed = 32;
   static constexpr std::uint32_t most_large = 8;  ///< blocks of an order kept for the same stream
 
+  /// Nothing belongs to the lane, and nothing is on its way to it. Pre: pass mutex; the lane was released.
+  [[nodiscard]] bool empty() const noexcept {
+    if (coming.load(acquire) != 0) return false;  // first: what comes is counted below before it is not counted here
+    for (const depot::shelf& each : shelves.by_class)
+      if (each.filled.load(acquire) != 0) return false;
+    return held.load(acquire) == 0 && sealed_count == 0;
+  }
+
   /// What one event covers.
   struct batch {
     event_handle event = nullptr;

@@ -116,6 +116,7 @@ void pool::state::seal_if_due(lane& of, std::size_t due) noexcept {
 
 /// Records an event behind everything that is open. False: it cannot be recorded now.
 bool pool::state::seal(lane& of) noexcept {
+  if (of.released) empty_shelves(of);  // a thread may have been about to put something there
   if (!of.open.peek()) return true;
   if (!of.released && !lanes::reaches(of)) return false;
   depot::chain blocks = depot_.receive_all(of.open);

@@ -64,8 +64,7 @@ lane* lanes::bind(std::uint64_t pool, stream_handle stream) noexcept {
     lane& of = table_[i];
     const std::uint64_t serial = of.serial.load(relaxed);  // as above
     if (serial == 0) {
-      const bool empty = of.held.load(relaxed) == 0 && of.sealed_count == 0 && of.coming.load(acquire) == 0;
-      if (free_place == nullptr && empty) free_place = &of;
+      if (free_place == nullptr && of.empty()) free_place = &of;
     } else if (of.stream == stream && of.owner == owner) {
       keep_at_hand({pool, stream, serial, &of});
       return &of;

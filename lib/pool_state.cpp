@@ -563,7 +563,9 @@ void pool::state::keep_or_put_back(front* mine, lane* in, std::size_t of_class,
                                    std::span<const std::uint32_t> blocks) noexcept {
   const class_rule& rule = rules_[of_class];
   if (blocks.empty()) return;
-  if (blocks.size() == rule.batch && depot_.push(shelves_of(in), of_class, blocks, rule.magazines,
+  // Nobody would look on the shelves of a lane that was given up.
+  const bool wanted = in == nullptr || in->serial.load(relaxed) != 0;
+  if (wanted && blocks.size() == rule.batch && depot_.push(shelves_of(in), of_class, blocks, rule.magazines,
                                                  mine == nullptr ? nullptr : &mine->spare))
     return;
   put_back(mine, in, of_class, blocks);

@@ -288,6 +288,55 @@ TEST_CASE("a stream that is released may be destroyed: what was freed in it come
   check_idle(*b.tested);
 }
 
+TEST_CASE("what comes home late to a released stream waits for its last event, whoever has its place") {
+  bench b(1, 64 * mib);
+  findings found;
+  constexpr std::size_t bytes = 512;
+  std::vector<void*> blocks;
+  std::atomic<int> step = 0;
+  const auto wait_for = [&](int reached) {
+    while (step.load() != reached) std::this_thread::yield();
+  };
+  std::thread home([&] {  // the blocks' home: does not look at what comes home until it is told to
+    for (int i = 0; i < 192; ++i) blocks.push_back(b.tested->allocate(bytes, b[0]));  // whole parcels
+    step = 1;
+    wait_for(2);
+    std::vector<void*> more;
+    for (int i = 0; i < 400; ++i) more.push_back(b.tested->allocate(bytes, b[0]));
+    for (void* const block : more) b.tested->deallocate(block, bytes, b[0]);
+    step = 3;
+    wait_for(4);
+  });
+  wait_for(1);
+  {
+    software_stream passing(b.device);
+    for (void* const block : blocks) {
+      use(passing, block, bytes, 1, found);
+      b.tested->deallocate(block, bytes, passing.handle());
+    }
+    b.tested->release_stream(passing.handle());
+  }
+  step = 2;
+  wait_for(3);
+  std::vector<std::unique_ptr<software_stream>> others;
+  std::vector<void*> taken;
+  for (int i = 0; i < 3; ++i) {
+    others.push_back(std::make_unique<software_stream>(b.device));
+    for (int k = 0; k < 300; ++k) {
+      taken.push_back(b.tested->allocate(bytes, others.back()->handle()));
+      use(*others.back(), taken.back(), bytes, 2, found);
+    }
+    CHECK(others.back()->synchronize());  // under this schedule the first stream's work runs only if it is waited for
+  }
+  step = 4;
+  home.join();
+  CHECK(b.tested->synchronize());  // runs everything
+  for (void* const block : taken) CHECK(*static_cast<std::uint64_t*>(block) == 2);
+  ORDERLY_CHECK_FINDINGS(found);
+  for (std::size_t i = 0; i < taken.size(); ++i) b.tested->deallocate(taken[i], bytes, others[i / 300]->handle());
+  check_idle(*b.tested);
+}
+
 TEST_CASE("in safe mode a stream may be destroyed without a word, and its handle be another's") {
   stream_options settings;
   settings.safe_mode = true;
