@@ -42,6 +42,11 @@ class arena {
   /// Reserves the range. False: the source, or the system for the tables, refused.
   [[nodiscard]] bool open() noexcept;
 
+  /// While set, whoever takes a block leaves committed what it has too much: a stream may still use it. Set before such
+  /// blocks are given, which the taker's claim acquires (W in buddy.hpp).
+  void hold_back(bool on) noexcept { held_back_.store(on, relaxed); }
+  [[nodiscard]] bool held_back() const noexcept { return held_back_.load(relaxed); }
+
   /// True while a thread waits for the source: it holds what it holds, but it will get on.
   [[nodiscard]] bool in_source() const noexcept { return in_source_.load(seq_cst) != 0; }
 
@@ -100,6 +105,7 @@ class arena {
   std::byte* base_ = nullptr;
   chunk_table chunks_;
   atomic<std::uint32_t> in_source_{0};
+  atomic<bool> held_back_{false};
   alignas(64) atomic<std::size_t> committed_{0};
   atomic<std::size_t> peak_committed_{0};
   atomic<std::size_t> soft_limit_{0};

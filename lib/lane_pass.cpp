@@ -201,6 +201,7 @@ void pool::state::settle_all(bool by_barrier) noexcept {
       const bool final = event == of.final_event;  // in a pool with marks there is none
       if ((final && of.coming.load(acquire) != 0) || !lanes_->add_barrier(of, event)) return;
       if (final) of.final_event = nullptr;
+      store_.memory().hold_back(true);  // before the blocks are given
       while (of.sealed_count != 0) {
         lane::batch& oldest = of.sealed[of.first_sealed];
         if (oldest.event != event && oldest.event != of.final_event) lanes_->driver().release(oldest.event);
@@ -236,7 +237,10 @@ void pool::state::empty_large(lane& of) noexcept {
 
 /// Decommits, but nothing that a stream may still use.
 std::size_t pool::state::trim_settled(std::size_t bytes) noexcept {
-  if (lanes_ != nullptr && !lanes_->barriers_passed()) return 0;
+  if (lanes_ != nullptr) {
+    if (!lanes_->barriers_passed()) return 0;
+    store_.memory().hold_back(false);
+  }
   return store_.trim(bytes);
 }
 
@@ -365,7 +369,7 @@ bool pool::state::synchronize(lane* only) noexcept {
     lanes_->wait_for_streams();
   }
   settle_all(false);
-  lanes_->barriers_passed();
+  if (lanes_->barriers_passed()) store_.memory().hold_back(false);
   return known;
 }
 

@@ -69,7 +69,7 @@ refusal slots::fit(node n, std::uint64_t wanted, ceiling up_to) noexcept {
     const refusal refused = memory_->commit(n, present, wanted, up_to);
     if (refused != refusal::none) return refused;
     chunks_[at(n)].store(wanted, relaxed);  // the owner's record, published with the word
-  } else if (present > wanted && memory_->decommit(n, wanted, present)) {
+  } else if (present > wanted && !memory_->held_back() && memory_->decommit(n, wanted, present)) {
     chunks_[at(n)].store(wanted, relaxed);  // as above
   }
   return refusal::none;

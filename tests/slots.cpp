@@ -106,6 +106,21 @@ TEST_CASE("a slot has exactly the chunks asked for, whatever it had before") {
   watched.check_books();
 }
 
+TEST_CASE("while memory is held back, a slot keeps what it has too much") {
+  watched_slots watched;
+  const node n = watched.take(11, 120).value();
+  watched.tested.give(n);
+  watched.memory.hold_back(true);
+  CHECK(watched.take(11, 100).value() == n);
+  CHECK(watched.tested.chunks(n) == 120);
+  watched.tested.give(n);
+  watched.memory.hold_back(false);
+  CHECK(watched.take(11, 100).value() == n);
+  CHECK(watched.tested.chunks(n) == 100);
+  watched.tested.give(n);
+  watched.check_books();
+}
+
 TEST_CASE("the free slot that fits best is taken: as many chunks, then more, then fewer, then none") {
   watched_slots watched;
   std::vector<node> taken;
