@@ -90,7 +90,9 @@ class arena {
     counted_source(const counted_source&) = delete;
     counted_source& operator=(const counted_source&) = delete;
     ~counted_source() { of_.in_source_.fetch_sub(1, seq_cst); }
-    [[nodiscard]] bool commit(void* address, std::size_t bytes) const noexcept { return of_.source_->commit(address, bytes); }
+    [[nodiscard]] bool commit(void* address, std::size_t bytes) const noexcept {
+      return of_.source_->commit(address, bytes);
+    }
     [[nodiscard]] bool decommit(void* address, std::size_t bytes) const noexcept {
       return of_.source_->decommit(address, bytes);
     }

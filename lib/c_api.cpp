@@ -120,7 +120,8 @@ void* orderly_allocate_aligned(orderly_pool* pool, size_t bytes, size_t alignmen
   if (block == nullptr) {
     const bool possible = std::has_single_bit(alignment) && alignment <= found->chunk();
     std::snprintf(last_error.data(), last_error.size(), "orderly: no block of %zu bytes aligned to %zu: %s", bytes,
-                  alignment, orderly::to_string(possible ? orderly::error::out_of_memory : orderly::error::invalid_argument));
+                  alignment,
+                  orderly::to_string(possible ? orderly::error::out_of_memory : orderly::error::invalid_argument));
   }
   return block;
 }

@@ -147,7 +147,8 @@ class alignas(interference) front {
   atomic<std::uint64_t> taken{0};            ///< bytes taken from the buddy minus bytes given to it, modulo 2^64
 
   std::uint32_t number = 0;  ///< as home of blocks; from 1 on
-  atomic<lane*> of_lane{nullptr};  ///< whose blocks it holds; null: the pool has no lanes. Changed by an owner that holds none
+  /// Whose blocks it holds; null: the pool has no lanes. Changed by an owner that holds none.
+  atomic<lane*> of_lane{nullptr};
 
   std::array<front_returns, max_classes> returns{};
 

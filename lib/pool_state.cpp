@@ -419,10 +419,10 @@ bool pool::state::return_home(lane* in, void* pointer, std::size_t bytes) noexce
       full = count == rules_[of_class].batch || (count != 0 && r.home != home);  // the former: sending met a pass
       if (!full) {
         std::uint64_t expected = seen.bits();
+        const block_word returning = block_word::returning(m.cached.sixteenths(), seen.unused(), home);
         // live -> returning, the check of this free: of several threads that free one block, one CAS succeeds. Relaxed:
         // the parcel hands the block on.
-        if (!word.compare_exchange_strong(expected, block_word::returning(m.cached.sixteenths(), seen.unused(), home).bits(), relaxed, relaxed))
-          return false;
+        if (!word.compare_exchange_strong(expected, returning.bits(), relaxed, relaxed)) return false;
         r.home = home;
         r.blocks[count] = static_cast<std::uint32_t>(position);
         r.unused[count] = static_cast<std::uint32_t>(seen.unused());

@@ -26,7 +26,8 @@ class stream_pool::state {
   state(std::unique_ptr<memory_source> source, std::shared_ptr<stream_driver> driver, const stream_options& settings)
       : settings_(settings),
         seal_bytes_(settings.seal_bytes == 0 ? default_seal_bytes : settings.seal_bytes),
-        core_(std::move(source), settings.memory, std::make_unique<lanes>(std::move(driver), settings.wait_before_refusing, settings.safe_mode)) {}
+        core_(std::move(source), settings.memory,
+              std::make_unique<lanes>(std::move(driver), settings.wait_before_refusing, settings.safe_mode)) {}
 
   /// The lane of a stream; null: the handle names no stream, or there are too many.
   [[nodiscard]] lane* find(stream_handle stream) noexcept {

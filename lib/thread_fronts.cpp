@@ -55,7 +55,8 @@ front* recall_front(std::uint64_t serial) noexcept {
 }
 
 bool holds_front(const front* of) noexcept {
-  return !this_thread_fronts.exiting && std::ranges::find(book.entries_, of, &thread_fronts::entry::of) != book.entries_.end();
+  if (this_thread_fronts.exiting) return false;
+  return std::ranges::find(book.entries_, of, &thread_fronts::entry::of) != book.entries_.end();
 }
 
 front* rename_front(std::uint64_t pool, std::uint64_t serial,

@@ -145,7 +145,9 @@ TEST_CASE("when every magazine is full, nothing more is taken; emptied ones serv
   const auto tested = make_depot(4);
   std::array<std::uint32_t, max_magazine_blocks> out;
   free_list inbox;
-  for (std::uint32_t number = 0; number < 3; ++number) CHECK(tested->push(tested->rack, number, batch(number, 2).span(), any_height));
+  for (std::uint32_t number = 0; number < 3; ++number) {
+    CHECK(tested->push(tested->rack, number, batch(number, 2).span(), any_height));
+  }
   CHECK(tested->send(inbox, 9, batch(3, 2).span(), batch(3, 2).span().data()));
   CHECK_FALSE(tested->push(tested->rack, 0, batch(4, 2).span(), any_height));
   CHECK_FALSE(tested->send(inbox, 0, batch(4, 2).span(), batch(4, 2).span().data()));

@@ -281,7 +281,8 @@ TEST_CASE("the calls of each operation") {
   driver->release(event);
   const names exchange_around_query = {"cuThreadExchangeStreamCaptureMode", "cuEventQuery",
                                        "cuThreadExchangeStreamCaptureMode"};
-  CHECK(calls_of([&] { CHECK(driver->identity(a_stream) == (1 << 2 | 1)); }) == names{"cudaStreamGetCaptureInfo", "cudaStreamGetId"});
+  CHECK(calls_of([&] { CHECK(driver->identity(a_stream) == (1 << 2 | 1)); }) ==
+        names{"cudaStreamGetCaptureInfo", "cudaStreamGetId"});
   CHECK(calls_of([&] { CHECK(driver->identity(nullptr) != 0); }).empty());
   CHECK(calls_of([&] { CHECK(driver->capture(a_stream) == 0); }) == names{"cudaStreamGetCaptureInfo"});
   CHECK(calls_of([&] { event = driver->record(a_stream); }) ==

@@ -177,7 +177,9 @@ TEST_CASE("a stream that captures keeps what it has, and its capture stays valid
 TEST_CASE("default streams are streams like others") {
   const untouched state;
   stream_pool tested = make_pool(16 * mib);
-  for (stream_handle const stream : {stream_handle{nullptr}, stream_handle{cudaStreamLegacy}, stream_handle{cudaStreamPerThread}}) {
+  const stream_handle legacy = cudaStreamLegacy;
+  const stream_handle per_thread = cudaStreamPerThread;
+  for (stream_handle const stream : {stream_handle{nullptr}, legacy, per_thread}) {
     void* const block = tested.allocate(mib, stream);
     CHECK(tested.try_deallocate(block, mib, stream) == error::none);
   }
