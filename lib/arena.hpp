@@ -86,6 +86,7 @@ class arena {
   /// The source, for one call, which is counted.
   class counted_source {
    public:
+    /// In one order with in_source(), as front::begin_slow() is with a pass's look.
     explicit counted_source(arena& of) noexcept : of_(of) { of_.in_source_.fetch_add(1, seq_cst); }
     counted_source(const counted_source&) = delete;
     counted_source& operator=(const counted_source&) = delete;

@@ -31,10 +31,11 @@ struct alignas(interference) lane {
 
   /// Nothing belongs to the lane, and nothing is on its way to it. Pre: pass mutex; the lane was released.
   [[nodiscard]] bool empty() const noexcept {
-    if (coming.load(acquire) != 0) return false;  // first: what comes is counted below before it is not counted here
+    // coming: release by whoever has put a parcel's blocks here -> acquire: the counts below include them. So first.
+    if (coming.load(acquire) != 0) return false;
     for (const depot::shelf& each : shelves.by_class)
-      if (each.filled.load(acquire) != 0) return false;
-    return held.load(acquire) == 0 && sealed_count == 0;
+      if (each.filled.load(relaxed) != 0) return false;
+    return held.load(relaxed) == 0 && sealed_count == 0;
   }
 
   /// What one event covers.

@@ -125,7 +125,8 @@ bool pool::state::seal(lane& of) noexcept {
   event_handle const event = lanes_->marked() ? lanes_->take_mark(of)
                              : of.released    ? of.final_event
                                               : lanes_->record(of.stream);
-  // An earlier mark covers them: that of the newest batch, or one that has passed.
+  // An earlier mark covers them: that of the newest batch; or one that has passed; or one in the barrier, for which
+  // whoever takes from the store waits, or has waited.
   if (event == nullptr && lanes_->marked()) {
     if (of.sealed_count == 0)
       release_held(of, blocks);

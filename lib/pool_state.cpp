@@ -563,7 +563,8 @@ void pool::state::keep_or_put_back(front* mine, lane* in, std::size_t of_class,
                                    std::span<const std::uint32_t> blocks) noexcept {
   const class_rule& rule = rules_[of_class];
   if (blocks.empty()) return;
-  // Nobody would look on the shelves of a lane that was given up.
+  // Nobody would look on the shelves of a lane that was given up. Relaxed: a look; what is put there while the lane is being
+  // given up is found by seal().
   const bool wanted = in == nullptr || in->serial.load(relaxed) != 0;
   if (wanted && blocks.size() == rule.batch && depot_.push(shelves_of(in), of_class, blocks, rule.magazines,
                                                  mine == nullptr ? nullptr : &mine->spare))
