@@ -1,20 +1,11 @@
 #include "orderly/pool.hpp"
 
 #include <stdexcept>
-#include <string>
 #include <utility>
 
 #include "pool_state.hpp"
 
 namespace orderly {
-namespace {
-
-[[noreturn]] void throw_misaligned(std::size_t alignment) {
-  throw std::invalid_argument("orderly::pool: alignment " + std::to_string(alignment) +
-                              " is not a power of two up to the chunk size (or, in a fixed buffer, the buffer's own)");
-}
-
-}  // namespace
 
 pool::pool(const options& settings) : pool(make_host_source(), settings) {}
 
@@ -63,7 +54,6 @@ void pool::deallocate(void* pointer, std::size_t bytes) noexcept {
 
 void* pool::allocate_cold(std::size_t bytes, std::size_t alignment) {
   if (state_ == nullptr) throw std::invalid_argument("orderly::pool: allocate on a pool that was moved from");
-  if (!state_->aligns(alignment)) throw_misaligned(alignment);
   return state_->allocate_or_throw(bytes, alignment);
 }
 

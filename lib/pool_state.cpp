@@ -160,6 +160,9 @@ bool pool::state::aligns(std::size_t alignment) const noexcept {
 }
 
 void* pool::state::allocate_or_throw(std::size_t bytes, std::size_t alignment, lane* in) {
+  if (!aligns(alignment))
+    invalid("alignment " + std::to_string(alignment) +
+            " is not a power of two up to the chunk size (or, in a fixed buffer, the buffer's own)");
   if (void* const block = allocate_slow(work_out(bytes, alignment, in))) return block;
   throw out_of_memory(bytes, store_.memory().committed(), shape().limit);
 }

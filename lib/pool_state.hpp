@@ -56,7 +56,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
     return alignment - 1 < hot_alignments_ && (alignment & (alignment - 1)) == 0;
   }
 
-  /// Past the hot path. Throws out_of_memory, and what the out-of-memory handler throws. Pre: aligns(alignment).
+  /// Past the hot path. Throws out_of_memory, what the out-of-memory handler throws, and std::invalid_argument for an
+  /// alignment that cannot be had.
   [[nodiscard]] void* allocate_or_throw(std::size_t bytes, std::size_t alignment, detail::lane* in = nullptr);
   /// The same; null instead of an exception. Also null for an alignment that cannot be had.
   [[nodiscard]] void* allocate_or_null(std::size_t bytes, std::size_t alignment, detail::lane* in = nullptr) noexcept;

@@ -45,9 +45,10 @@ class stream_pool::state {
     return core_.bind(stream);
   }
 
-  [[nodiscard, gnu::noinline]] void* allocate_slowly(std::size_t bytes, stream_handle stream) noexcept {
+  [[nodiscard, gnu::noinline]] void* allocate_slowly(std::size_t bytes, std::size_t alignment,
+                                                     stream_handle stream) noexcept {
     lane* const in = find_slowly(stream);
-    return in == nullptr ? nullptr : core_.allocate_or_null(bytes, 1, in);
+    return in == nullptr ? nullptr : core_.allocate_or_null(bytes, alignment, in);
   }
 
   [[nodiscard, gnu::noinline]] error deallocate_slowly(void* pointer, std::size_t bytes, stream_handle stream,
@@ -100,12 +101,26 @@ void* stream_pool::allocate(std::size_t bytes, stream_handle stream) {
       *in, bytes, [=, at = state_] { return at->core_.allocate_or_throw(bytes, 1, in); });
 }
 
+void* stream_pool::allocate(std::size_t bytes, std::size_t alignment, stream_handle stream) {
+  if (state_ != nullptr && !state_->core_.aligned_by_granule(alignment)) {
+    lane* const in = state_->find(stream);
+    if (in == nullptr) throw_unknown(stream);
+    return state_->core_.allocate_or_throw(bytes, alignment, in);
+  }
+  return allocate(bytes, stream);
+}
+
+void* stream_pool::try_allocate(std::size_t bytes, std::size_t alignment, stream_handle stream) noexcept {
+  if (state_ == nullptr || state_->core_.aligned_by_granule(alignment)) return try_allocate(bytes, stream);
+  return state_->allocate_slowly(bytes, alignment, stream);
+}
+
 void* stream_pool::try_allocate(std::size_t bytes, stream_handle stream) noexcept {
   if (state_ == nullptr) [[unlikely]] return nullptr;
   state* const at = state_;
   const lane* const in = lanes::at_hand(at->core_.serial(), stream);
-  if (in == nullptr) [[unlikely]] return at->allocate_slowly(bytes, stream);
-  return at->core_.allocate_hot(*in, bytes, [=]() noexcept { return at->allocate_slowly(bytes, stream); });
+  if (in == nullptr) [[unlikely]] return at->allocate_slowly(bytes, 1, stream);
+  return at->core_.allocate_hot(*in, bytes, [=]() noexcept { return at->allocate_slowly(bytes, 1, stream); });
 }
 
 void stream_pool::deallocate(void* pointer, std::size_t bytes, stream_handle stream) noexcept {
@@ -157,6 +172,11 @@ bool stream_pool::synchronize() noexcept { return state_ != nullptr && state_->c
 std::size_t stream_pool::trim(std::size_t keep_bytes) noexcept {
   return state_ == nullptr ? 0 : state_->core_.trim(keep_bytes);
 }
+std::size_t stream_pool::defragment() noexcept { return state_ == nullptr ? 0 : state_->core_.defragment(); }
+std::size_t stream_pool::granule() const noexcept {
+  return state_ == nullptr ? 0 : state_->core_.shape().granule_bytes();
+}
+std::size_t stream_pool::capacity() const noexcept { return state_ == nullptr ? 0 : state_->core_.shape().capacity; }
 bool stream_pool::owns(const void* pointer) const noexcept { return state_ != nullptr && state_->core_.owns(pointer); }
 std::size_t stream_pool::block_size(const void* pointer) const noexcept {
   return state_ == nullptr ? 0 : state_->core_.block_size(pointer);

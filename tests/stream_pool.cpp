@@ -231,6 +231,26 @@ TEST_CASE("bad frees are refused as by a pool, and change nothing") {
   check_idle(*b.tested);
 }
 
+TEST_CASE("alignments above the granule, and those that cannot be had") {
+  bench b(1, 16 * mib);
+  for (const std::size_t alignment : {1 * kib, 64 * kib}) {
+    CAPTURE(alignment);
+    void* const first = b.tested->allocate(300, alignment, b[0]);
+    void* const second = b.tested->try_allocate(300, alignment, b[0]);
+    CHECK(reinterpret_cast<std::uintptr_t>(first) % alignment == 0);
+    CHECK(reinterpret_cast<std::uintptr_t>(second) % alignment == 0);
+    CHECK(first != second);
+    CHECK(b.tested->try_deallocate(first, 300, b[0]) == error::none);
+    CHECK(b.tested->try_deallocate(second, 300, b[0]) == error::none);
+  }
+  for (const std::size_t alignment : {std::size_t{0}, std::size_t{3}, 32 * mib}) {
+    CAPTURE(alignment);
+    CHECK(b.tested->try_allocate(300, alignment, b[0]) == nullptr);
+    CHECK_THROWS_AS(static_cast<void>(b.tested->allocate(300, alignment, b[0])), std::invalid_argument);
+  }
+  check_idle(*b.tested);
+}
+
 TEST_CASE("a recorded block stays out of use until every stream that uses it is done") {
   for (const std::size_t bytes : {4 * kib, 4 * mib}) {
     CAPTURE(bytes);

@@ -61,10 +61,13 @@ class ORDERLY_API stream_pool {
   /// Work in streams that uses the pool's memory must be done.
   ~stream_pool();
 
-  /// A block for work that enters `stream` from now on. Throws as pool::allocate.
+  /// A block for work that enters `stream` from now on. Throws as pool::allocate; std::invalid_argument also for a handle
+  /// that names no stream.
   [[nodiscard]] void* allocate(std::size_t bytes, stream_handle stream);
+  [[nodiscard]] void* allocate(std::size_t bytes, std::size_t alignment, stream_handle stream);
   /// The same; null instead of an exception.
   [[nodiscard]] void* try_allocate(std::size_t bytes, stream_handle stream) noexcept;
+  [[nodiscard]] void* try_allocate(std::size_t bytes, std::size_t alignment, stream_handle stream) noexcept;
 
   /// Frees a block: work that is in `stream` now may still use it. The stream may be another than the one it was
   /// allocated for; that stream's use of it must then be ordered before by the program. Errors as pool::deallocate.
@@ -87,7 +90,11 @@ class ORDERLY_API stream_pool {
 
   /// As pool::trim; only memory that no stream may still use.
   std::size_t trim(std::size_t keep_bytes = 0) noexcept;
+  /// As pool::defragment; blocks that a stream may still use do not merge.
+  std::size_t defragment() noexcept;
 
+  [[nodiscard]] std::size_t granule() const noexcept;
+  [[nodiscard]] std::size_t capacity() const noexcept;
   [[nodiscard]] bool owns(const void* pointer) const noexcept;
   [[nodiscard]] std::size_t block_size(const void* pointer) const noexcept;
   [[nodiscard]] stream_statistics stats() const noexcept;
