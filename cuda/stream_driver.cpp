@@ -1,4 +1,6 @@
 #include <cstdint>
+#include <memory>
+#include <new>
 #include <optional>
 
 #include "event_pool.hpp"
@@ -33,6 +35,17 @@ stream_kind kind_of(cudaStream_t stream) noexcept {
   return stream_kind::created;
 }
 
+/// What a graph keeps until it is gone; CUDA then calls forget().
+struct farewell {
+  void (*gone)(void*);
+  void* context;
+
+  static void CUDART_CB forget(void* self) noexcept {
+    const std::unique_ptr<farewell> told(static_cast<farewell*>(self));
+    if (told->gone != nullptr) told->gone(told->context);
+  }
+};
+
 class cuda_stream_driver final : public stream_driver {
  public:
   explicit cuda_stream_driver(int device) noexcept
@@ -63,6 +76,30 @@ class cuda_stream_driver final : public stream_driver {
   [[nodiscard]] std::uint64_t capture(stream_handle stream) noexcept override {
     const use of(*this, stream);
     return of.possible() ? capture_of(of.handle()) : unknown_capture;
+  }
+
+  [[nodiscard]] bool when_graph_is_gone(stream_handle stream, void (*gone)(void*), void* context) noexcept override {
+    const use of(*this, stream);
+    if (!of.possible()) return false;
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    unsigned long long number = 0;
+    cudaGraph_t graph = nullptr;
+    const auto ask = [&] { return cudaStreamGetCaptureInfo(of.handle(), &status, &number, &graph); };
+    if (cuda_call(ask) != cudaSuccess || status != cudaStreamCaptureStatusActive || graph == nullptr) return false;
+    std::unique_ptr<farewell> told(new (std::nothrow) farewell{nullptr, context});
+    if (told == nullptr) return false;
+    cudaUserObject_t kept = nullptr;
+    const auto create = [&] {
+      return cudaUserObjectCreate(&kept, told.get(), farewell::forget, 1, cudaUserObjectNoDestructorSync);
+    };
+    if (cuda_call(create) != cudaSuccess) return false;
+    farewell* const known = told.release();  // CUDA's from now on
+    known->gone = gone;                      // before the graph can let it go
+    const auto keep = [&] { return cudaGraphRetainUserObject(graph, kept, 1, cudaGraphUserObjectMove); };
+    if (cuda_call(keep) == cudaSuccess) return true;
+    known->gone = nullptr;
+    static_cast<void>(cuda_call([&] { return cudaUserObjectRelease(kept, 1); }));
+    return false;
   }
 
   [[nodiscard]] event_handle record(stream_handle stream) noexcept override {

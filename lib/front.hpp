@@ -86,6 +86,21 @@ class alignas(interference) front {
   [[nodiscard]] bool outside() const noexcept { return !inside_.load(seq_cst); }              // (e)
   void restore() noexcept { closed_.fetch_and(static_cast<std::uint8_t>(~revoked), release); }  // (f)
 
+  /// Leaves the front to another lane: nobody gets in before its owner renews it. By a pass, while it is revoked and empty,
+  /// or by its owner. An owner that takes over a front shows its lane, then renews it; a pass retires it, then looks at the
+  /// lane again. (h) and (i) are read-modify-writes of one word: either (i) undoes (h), or (h) sees (i) and so the lane.
+  void retire() noexcept { closed_.fetch_or(is_retired, acq_rel); }                                   // (h)
+  void renew() noexcept { closed_.fetch_and(static_cast<std::uint8_t>(~is_retired), acq_rel); }       // (i)
+  /// Owner: a pass has emptied the front. Acquire: (h).
+  [[nodiscard]] bool retired() const noexcept { return (closed_.load(acquire) & is_retired) != 0; }
+
+  /// Pass, the owner outside; or the owner.
+  [[nodiscard]] bool holds_returns() const noexcept {
+    for (const front_returns& each : returns)
+      if (each.count.load(relaxed) != 0) return true;  // ordered by outside(), or own
+    return false;
+  }
+
   /// Makes every stay enter by exchange. Before the front is shown to anybody.
   void require_exchange() noexcept { closed_.store(exchange_required, relaxed); }
 
@@ -161,6 +176,7 @@ class alignas(interference) front {
  private:
   static constexpr std::uint8_t revoked = 1;
   static constexpr std::uint8_t exchange_required = 2;
+  static constexpr std::uint8_t is_retired = 4;
 
   [[nodiscard]] bool enter() noexcept {
     inside_.store(true, relaxed);             // (a); ordered before (b) by the pass's heavy barrier
@@ -170,7 +186,7 @@ class alignas(interference) front {
   [[nodiscard]] bool enter_by_exchange() noexcept {
     if ((closed_.load(relaxed) & exchange_required) == 0) return false;  // never changes
     inside_.exchange(true, seq_cst);                                     // (a')
-    return (closed_.load(seq_cst) & revoked) == 0;                       // (b)
+    return (closed_.load(seq_cst) & (revoked | is_retired)) == 0;        // (b)
   }
 };
 

@@ -25,6 +25,8 @@
 
 namespace orderly::detail {
 
+struct graph_memory;
+
 struct alignas(interference) lane {
   static constexpr std::size_t most_sealed = 32;
   static constexpr std::uint32_t most_large = 8;  ///< blocks of an order kept for the same stream
@@ -64,7 +66,13 @@ struct alignas(interference) lane {
   atomic<std::uint32_t> coming{0};    ///< parcels on the way to a front, whose blocks come here then
   atomic<std::uint64_t> seen{0};      ///< barriers that the stream has been made to wait for
 
-  event_handle mark = nullptr;  ///< covers the last free and all before; guarded by lanes::barrier_mutex_
+  // Guarded by lanes::barrier_mutex_.
+  event_handle mark = nullptr;  ///< covers the last free and all before
+  bool unmarked = false;        ///< the last free and maybe more: no mark could be had, so a later one must cover them
+
+  /// Of the capture that the stream takes part in, as far as the pool knows; null: none. Written under the pass mutex.
+  /// While it is set, the lane has no fronts, and its stream gets blocks of the graph's.
+  atomic<graph_memory*> graph{nullptr};
 
   // Guarded by the pool's pass mutex.
   std::array<batch, most_sealed> sealed{};

@@ -53,6 +53,7 @@ void pool::state::give_direct(front* mine, lane* in, node n, unsigned sixteenths
     count_taken(mine, 0 - length);
     return store_.give(n, sixteenths);
   }
+  if (keep_for_graph(*in, n, sixteenths, length)) return;
   const auto entry = entry_of(n, sixteenths);
   lane* const first = next_recorded(shape().granule(n));
   if (first != nullptr) {  // other streams first, one after the other; this one last
@@ -73,13 +74,18 @@ void pool::state::give_direct(front* mine, lane* in, node n, unsigned sixteenths
   hold(*in, direct, entry, length);
 }
 
+/// Is a block of the order wanted as long as a new one would be?
+bool pool::state::serves(const request& wanted, node n, unsigned sixteenths) const noexcept {
+  if (shape().in_tree(wanted.shape.order)) return sixteenths == wanted.shape.sixteenths;
+  const std::uint64_t chunks = (wanted.bytes + shape().chunk_bytes() - 1) / shape().chunk_bytes();
+  return close_enough(store_.length(n, sixteenths), chunks * shape().chunk_bytes());
+}
+
 /// A block without a class that was freed in the same stream.
 std::optional<node> pool::state::take_large(const request& wanted) noexcept {
   if (wanted.in == nullptr || wanted.of_class != no_class) return std::nullopt;
   lane& in = *wanted.in;
   lane::large_list& same = in.large[wanted.shape.order];
-  const bool in_tree = shape().in_tree(wanted.shape.order);
-  const std::uint64_t chunks = (wanted.bytes + shape().chunk_bytes() - 1) / shape().chunk_bytes();
   std::array<depot::parcel, lane::most_large> others;
   std::size_t count = 0;
   std::optional<node> found;
@@ -88,8 +94,7 @@ std::optional<node> pool::state::take_large(const request& wanted) noexcept {
     if (p.count == 0) break;
     const node n = node_of(p);
     const std::uint64_t length = store_.length(n, sixteenths_of(p));
-    if (in_tree ? sixteenths_of(p) == wanted.shape.sixteenths
-                : close_enough(length, chunks * shape().chunk_bytes())) {
+    if (serves(wanted, n, sixteenths_of(p))) {
       same.count.fetch_sub(1, relaxed);     // a bound
       in.held.fetch_sub(length, relaxed);   // a figure: the lane is in use, so bind() leaves it alone
       found = n;
@@ -118,7 +123,7 @@ void pool::state::seal_if_due(lane& of, std::size_t due) noexcept {
 bool pool::state::seal(lane& of) noexcept {
   if (of.released) empty_shelves(of);  // a thread may have been about to put something there
   if (!of.open.peek()) return true;
-  if (!of.released && !lanes::reaches(of)) return false;
+  if (lanes_->marked() ? lanes_->is_unmarked(of) : !of.released && !lanes::reaches(of)) return false;
   depot::chain blocks = depot_.receive_all(of.open);
   const std::uint64_t bytes = of.open_bytes.exchange(0, relaxed);  // a figure
   // After the blocks were taken out: so the event lies behind everything that may use them.
@@ -187,10 +192,36 @@ void pool::state::settle_passed(lane& of) noexcept {
   }
 }
 
+/// Gives what was freed of graphs that are gone to the streams it was freed in.
+void pool::state::settle_graphs() noexcept {
+  auto freed = notes_.take_gone();
+  while (!freed.empty()) {
+    const auto at = freed.begin();
+    lane& in = *at->second.freed_in;
+    const node n = at->second.at;
+    const unsigned sixteenths = at->second.sixteenths;
+    const std::uint64_t length = store_.length(n, sixteenths);
+    kept_bytes_.fetch_sub(length, relaxed);  // a figure
+    if (at->second.streams.empty()) {
+      hold(in, direct, entry_of(n, sixteenths), length);
+      freed.erase(at);
+    } else {  // give_direct() looks at its note
+      {
+        const std::lock_guard lock(notes_.mutex);
+        notes_.by_granule.insert(freed.extract(at));
+        notes_.recount();
+      }
+      give_direct(nullptr, &in, n, sixteenths);
+    }
+    in.coming.fetch_sub(1, release);  // as in give_direct()
+  }
+}
+
 /// Everybody's: what has passed; with `by_barrier` also what has not. A block that several streams used goes from lane to
 /// lane, so go round until none moves.
 void pool::state::settle_all(bool by_barrier) noexcept {
   if (lanes_ == nullptr) return;
+  settle_graphs();
   for (bool again = true; again;) {
     again = false;
     lanes_->each([&](lane& of) {
@@ -211,7 +242,7 @@ void pool::state::settle_all(bool by_barrier) noexcept {
         of.first_sealed = (of.first_sealed + 1) % lane::most_sealed;
         --of.sealed_count;
       }
-      again = recorded_blocks_.load(relaxed) != 0;  // a figure
+      again = notes_.count.load(relaxed) != 0;  // a figure
     });
   }
 }
@@ -264,13 +295,13 @@ error pool::state::record_stream(void* pointer, lane& in) noexcept {
     std::uint64_t expected = block.word.bits();
     if (!store_.word(block.n).compare_exchange_strong(expected, homeless.bits(), relaxed, relaxed)) continue;
     try {
-      const std::lock_guard lock(recorded_mutex_);
-      auto& lanes_of = recorded_[shape().granule(block.n)];
-      if (std::ranges::find(lanes_of, &in) == lanes_of.end()) {
-        lanes_of.push_back(&in);
+      const std::lock_guard lock(notes_.mutex);
+      auto& streams = notes_.by_granule[shape().granule(block.n)].streams;
+      if (std::ranges::find(streams, &in) == streams.end()) {
+        streams.push_back(&in);
         in.coming.fetch_add(1, relaxed);  // bind(): blocks will come
       }
-      recorded_blocks_.store(recorded_.size(), relaxed);  // a figure
+      notes_.recount();
       return error::none;
     } catch (const std::bad_alloc&) {
       return error::out_of_memory;
@@ -280,27 +311,29 @@ error pool::state::record_stream(void* pointer, lane& in) noexcept {
 
 /// The next stream that must be done with a block which is being freed, or null.
 lane* pool::state::next_recorded(std::uint64_t granule) noexcept {
-  if (recorded_blocks_.load(relaxed) == 0) return nullptr;  // the program orders record_stream() before the free
-  const std::lock_guard lock(recorded_mutex_);
-  const auto at = recorded_.find(granule);
-  if (at == recorded_.end()) return nullptr;
+  if (notes_.count.load(relaxed) == 0) return nullptr;  // the program orders record_stream() before the free
+  const std::lock_guard lock(notes_.mutex);
+  const auto at = notes_.by_granule.find(granule);
+  if (at == notes_.by_granule.end()) return nullptr;
+  auto& streams = at->second.streams;
   lane* next = nullptr;
-  if (!at->second.empty()) {
-    next = at->second.back();
-    at->second.pop_back();
+  if (!streams.empty()) {
+    next = streams.back();
+    streams.pop_back();
   }
-  if (at->second.empty() && next == nullptr) recorded_.erase(at);
-  recorded_blocks_.store(recorded_.size(), relaxed);  // a figure
+  if (next == nullptr) notes_.by_granule.erase(at);
+  notes_.recount();
   return next;
 }
 
 /// The stream in which a recorded block was freed comes last.
 void pool::state::append_recorded(std::uint64_t granule, lane& in) noexcept {
-  const std::lock_guard lock(recorded_mutex_);
-  const auto at = recorded_.find(granule);
-  if (at == recorded_.end()) return;
-  at->second.insert(at->second.begin(), &in);  // the capacity is there: one was just taken out
-  in.coming.fetch_add(1, relaxed);             // as in record_stream()
+  const std::lock_guard lock(notes_.mutex);
+  const auto at = notes_.by_granule.find(granule);
+  if (at == notes_.by_granule.end()) return;
+  auto& streams = at->second.streams;
+  streams.insert(streams.begin(), &in);  // the capacity is there: one was just taken out
+  in.coming.fetch_add(1, relaxed);       // as in record_stream()
 }
 
 void pool::state::release_lane(lane& of) noexcept {
@@ -311,28 +344,146 @@ void pool::state::release_lane(lane& of) noexcept {
 /// The lane's handle is forgotten; what belongs to it waits for one last event.
 void pool::state::release_lane_locked(lane& of) noexcept {
   if (of.released || !lanes::reaches(of)) return;
-  const std::size_t count = front_count_.load(acquire);  // new_front()
-  const auto mine = [&](const front& f) { return f.of_lane.load(relaxed) == &of; };  // the program orders their calls
-  for (std::size_t i = 0; i < count; ++i)
-    if (mine(fronts_[i])) fronts_[i].revoke();
-  // Nobody is in a call for this stream; all of its calls happened before this one.
-  for (std::size_t i = 0; i < count; ++i) {
-    front& f = fronts_[i];
-    if (!mine(f)) continue;
-    post_returns(f);
-    drain(f);
-  }
-  for (std::size_t i = 0; i < count; ++i)
-    if (mine(fronts_[i])) fronts_[i].restore();
-  empty_shelves(of);
-  empty_large(of);
+  // All calls for this stream happened before this one.
   event_handle const event = lanes_->marked() ? nullptr : lanes_->record(of.stream);
   if (event == nullptr && !lanes_->marked()) return;  // the stream captures, or is gone: the lane stays as it is
+  if (captures(&of)) static_cast<void>(end_capture_locked(of));
+  of.serial.store(0, seq_cst);  // at_hand(), attach(): from now on threads do not find it
+  static_cast<void>(reclaim_fronts(patience::long_one, &of));
+  empty_shelves(of);
+  empty_large(of);
   of.final_event = event;
   of.released = true;
-  of.serial.store(0, release);  // at_hand(), attach(): from now on threads do not find it
   seal(of);
   settle_passed(of);
+}
+
+// --------------------------------------------------------------------------------------------------------- graphs
+
+/// From now on what the stream gets is a graph's. Its caches are put aside: they hold what work outside the capture uses.
+error pool::state::begin_capture(lane& in) noexcept {
+  try {
+    auto memory = std::make_shared<graph_memory>();
+    const std::lock_guard lock(pass_mutex_);
+    if (in.serial.load(relaxed) == 0 || captures(&in)) return error::invalid_argument;
+    {
+      const std::lock_guard noted(notes_.mutex);
+      notes_.graphs.push_back(memory);
+    }
+    in.graph.store(memory.get(), release);        // captures(): a thread that knows the new number knows this
+    in.serial.store(next_serial(), seq_cst);      // at_hand(), attach(): no thread has a front under this number
+    static_cast<void>(reclaim_fronts(patience::long_one, &in));
+    settle_all(false);  // a capture gets only what no stream may still use
+    return error::none;
+  } catch (const std::bad_alloc&) {
+    return error::out_of_memory;
+  }
+}
+
+error pool::state::end_capture(lane& in) noexcept {
+  const std::lock_guard lock(pass_mutex_);
+  return end_capture_locked(in);
+}
+
+error pool::state::end_capture_locked(lane& in) noexcept {
+  graph_memory* const memory = in.graph.load(relaxed);  // changed under the pass mutex
+  if (memory == nullptr) return error::invalid_argument;
+  tie(in);
+  in.graph.store(nullptr, release);  // as in begin_capture()
+  const std::lock_guard lock(notes_.mutex);
+  memory->open = false;
+  for (auto& idle : memory->idle) idle.clear();
+  if (memory->tied) return error::none;
+  memory->gone.store(true, relaxed);  // no graph was seen: take_gone(), under this mutex
+  return memory->used ? error::invalid_argument : error::none;
+}
+
+/// Finds the graph that the stream captures into, so that its end is told.
+void pool::state::tie(const lane& of) noexcept {
+  std::shared_ptr<graph_memory> memory;
+  {
+    const std::lock_guard lock(notes_.mutex);
+    const auto known = std::ranges::find(notes_.graphs, of.graph.load(relaxed), &std::shared_ptr<graph_memory>::get);
+    if (known == notes_.graphs.end() || (*known)->tied) return;
+    memory = *known;
+  }
+  auto* const told = new (std::nothrow) std::shared_ptr<graph_memory>(memory);  // the pool may go first
+  if (told == nullptr) return;
+  const auto tell = [](void* context) {
+    const std::unique_ptr<std::shared_ptr<graph_memory>> graph(static_cast<std::shared_ptr<graph_memory>*>(context));
+    (*graph)->gone.store(true, release);  // take_gone()
+  };
+  if (!lanes_->driver().when_graph_is_gone(of.stream, tell, told)) {
+    delete told;
+    return;
+  }
+  const std::lock_guard lock(notes_.mutex);
+  memory->tied = true;
+}
+
+/// A block is the graph's from now on. False: no memory; nothing has happened. A capture's record stays as long as its lane
+/// shows it to whoever holds the notes' mutex.
+bool pool::state::note_for_graph(const request& wanted, node n) noexcept {
+  try {
+    const std::lock_guard lock(notes_.mutex);
+    graph_memory* const memory = wanted.in->graph.load(relaxed);
+    if (memory == nullptr) return true;  // it ends just now
+    note& made = notes_.by_granule[shape().granule(n)];
+    made.graph = memory;
+    made.at = n;
+    made.sixteenths = static_cast<std::uint8_t>(wanted.shape.sixteenths);
+    memory->used = true;
+    notes_.recount();
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  tie(*wanted.in);
+  return true;
+}
+
+/// A block that the same capture has freed: its next user comes behind the last one in every replay.
+std::optional<node> pool::state::take_from_graph(const request& wanted) noexcept {
+  const std::lock_guard lock(notes_.mutex);
+  graph_memory* const memory = wanted.in->graph.load(relaxed);  // as in note_for_graph()
+  if (memory == nullptr) return std::nullopt;
+  auto& idle = memory->idle[wanted.shape.order];
+  const auto fit = std::find_if(idle.rbegin(), idle.rend(), [&](const graph_memory::idle_block& block) {
+    return serves(wanted, {block.index, wanted.shape.order}, block.sixteenths);
+  });
+  if (fit == idle.rend()) return std::nullopt;
+  const node n{fit->index, wanted.shape.order};
+  const std::uint64_t length = store_.length(n, fit->sixteenths);
+  idle.erase(std::next(fit).base());
+  note& known = notes_.by_granule.find(shape().granule(n))->second;
+  known.freed_in->coming.fetch_sub(1, release);  // nothing will come of it
+  known.freed_in = nullptr;
+  kept_bytes_.fetch_sub(length, relaxed);  // a figure
+  return n;
+}
+
+/// Keeps a block that is being freed if it is a graph's.
+bool pool::state::keep_for_graph(lane& in, node n, unsigned sixteenths, std::uint64_t length) noexcept {
+  if (notes_.count.load(relaxed) == 0) return false;  // the program orders the allocation before the free
+  const std::lock_guard lock(notes_.mutex);
+  const auto at = notes_.by_granule.find(shape().granule(n));
+  if (at == notes_.by_granule.end() || at->second.graph == nullptr) return false;
+  graph_memory& memory = *at->second.graph;
+  at->second.freed_in = &in;
+  in.coming.fetch_add(1, relaxed);         // bind(): it will come when the graph is gone
+  kept_bytes_.fetch_add(length, relaxed);  // a figure
+  if (memory.over || in.graph.load(relaxed) != &memory || !at->second.streams.empty()) return true;
+  try {
+    memory.idle[n.order].push_back({n.index, static_cast<std::uint8_t>(sixteenths)});
+  } catch (const std::bad_alloc&) {  // it serves nobody until the graph is gone
+  }
+  return true;
+}
+
+/// May a block just taken from the store be handed out in the stream? Makes the stream wait for what it must; a capture
+/// cannot, so for it everything must have passed.
+bool pool::state::may_serve(const request& wanted) noexcept {
+  if (wanted.in == nullptr) return true;
+  return captures(wanted.in) ? lanes_->barriers_passed() : lanes_->catch_up(*wanted.in);
 }
 
 /// Waits for the work that may use what was freed so far.
@@ -378,7 +529,7 @@ bool pool::state::synchronize(lane* only) noexcept {
 std::size_t pool::state::held() const noexcept {
   std::uint64_t bytes = 0;
   lanes_->each([&](const lane& of) { bytes += of.held.load(relaxed); });  // figures
-  return bytes;
+  return bytes + kept_bytes_.load(relaxed);
 }
 
 }  // namespace orderly

@@ -19,8 +19,7 @@ namespace {
 
 }  // namespace
 
-lanes::lanes(std::shared_ptr<stream_driver> driver, bool may_wait, bool marked)
-    : driver_(std::move(driver)), may_wait_(may_wait), marked_(marked) {
+lanes::lanes(std::shared_ptr<stream_driver> driver, const manner& how) : driver_(std::move(driver)), how_(how) {
   if (!driver_) throw std::invalid_argument("orderly::stream_pool: the driver is null");
   if (!table_.reserve(most_lanes)) throw std::bad_alloc();
 }
@@ -51,7 +50,7 @@ bool lanes::reaches(const lane& of) noexcept { return of.owner == 0 || of.owner 
 
 void lanes::find_sealable() noexcept {
   each([&](lane& of) {
-    of.sealable = marked_ || of.released ||
+    of.sealable = how_.marked || of.released ||
                   (of.serial.load(relaxed) != 0 && reaches(of) && driver_->capture(of.stream) == 0);
   });
 }
@@ -125,14 +124,20 @@ bool lanes::add_barrier(const lane& donor, event_handle event) noexcept {
 
 void lanes::mark(lane& of) noexcept {
   event_handle const event = record(of.stream);
-  if (event == nullptr) return;  // the stream captures: the mark of an earlier free stays
   const std::lock_guard lock(barrier_mutex_);
+  of.unmarked = event == nullptr;  // the stream captures
+  if (event == nullptr) return;
   if (event_handle const older = std::exchange(of.mark, event)) driver_->release(older);
 }
 
 event_handle lanes::take_mark(lane& of) noexcept {
   const std::lock_guard lock(barrier_mutex_);
   return std::exchange(of.mark, nullptr);
+}
+
+bool lanes::is_unmarked(const lane& of) noexcept {
+  const std::lock_guard lock(barrier_mutex_);
+  return of.unmarked;
 }
 
 void lanes::wait_for_streams() noexcept {

@@ -27,8 +27,14 @@ class lanes {
  public:
   static constexpr std::uint32_t most_lanes = 1024;
 
+  struct manner {
+    bool may_wait = false;  ///< stream_options::wait_before_refusing
+    bool marked = false;    ///< stream_options::safe_mode
+    bool watched = false;   ///< each call asks about its stream, so threads keep none at hand
+  };
+
   /// Throws std::invalid_argument for a null driver, std::bad_alloc.
-  lanes(std::shared_ptr<stream_driver> driver, bool may_wait, bool marked);
+  lanes(std::shared_ptr<stream_driver> driver, const manner& how);
   lanes(const lanes&) = delete;
   lanes& operator=(const lanes&) = delete;
   ~lanes();
@@ -68,13 +74,15 @@ class lanes {
   [[nodiscard]] bool add_barrier(const lane& donor, event_handle event) noexcept;
 
   /// True: each free is preceded by a mark, since streams may be destroyed without notice, and lanes record nothing else.
-  [[nodiscard]] bool marked() const noexcept { return marked_; }
+  [[nodiscard]] bool marked() const noexcept { return how_.marked; }
   /// Records an event in the stream, which covers the free that follows. Any thread.
   void mark(lane& of) noexcept;
   [[nodiscard]] event_handle take_mark(lane& of) noexcept;
+  /// True: something was freed while the stream captured, and its next mark has not come yet.
+  [[nodiscard]] bool is_unmarked(const lane& of) noexcept;
 
   /// May a thread wait for streams before it is refused memory?
-  [[nodiscard]] bool may_wait() const noexcept { return may_wait_; }
+  [[nodiscard]] bool may_wait() const noexcept { return how_.may_wait; }
   /// Waits for every barrier. Pre: pass mutex.
   void wait_for_streams() noexcept;
 
@@ -82,7 +90,7 @@ class lanes {
   void lock() noexcept { barrier_mutex_.lock(); }
   void unlock() noexcept { barrier_mutex_.unlock(); }
 
-  /// True if nothing in the store waits for an event any more. Pre: pass mutex.
+  /// True if nothing that is in the store now waits for an event any more.
   bool barriers_passed() noexcept;
 
   template <class Visit>
@@ -110,15 +118,14 @@ class lanes {
     event_handle event = nullptr;
   };
 
-  /// Not where a handle may name another stream without notice.
+  /// Not where a handle may name another stream without notice, or begin a capture.
   void keep_at_hand(const thread_lanes::entry& e) const noexcept {
-    if (!marked_) this_thread_lanes.keep(e);
+    if (!how_.watched) this_thread_lanes.keep(e);
   }
   [[nodiscard]] bool wait_for_barriers(lane& of) noexcept;
 
   std::shared_ptr<stream_driver> driver_;
-  bool may_wait_ = false;
-  bool marked_ = false;
+  manner how_;
   reserved_array<lane> table_;
   atomic<std::uint32_t> count_{0};
   std::mutex barrier_mutex_;

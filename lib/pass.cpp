@@ -130,7 +130,8 @@ void* pool::state::press_locked(const request& wanted, front* mine) noexcept {
   for (int round = 0; round < most_rounds; ++round) {
     const activity before = watch(mine);
     const haul reclaimed = reclaim_caches(patience::brief);
-    settle_all(true);
+    // What would go to a capture behind events can go nowhere before they have passed; unless this thread waits for them.
+    settle_all(!captures(wanted.in) || lanes_->may_wait());
     if (void* const block = attempt()) return block;
     if (lanes_ != nullptr && lanes_->may_wait()) {
       lanes_->wait_for_streams();
@@ -198,14 +199,21 @@ pool::state::haul pool::state::reclaim_depots() noexcept {
   return reclaimed;
 }
 
-/// Not complete: some fronts were passed over, because their owners are inside and do not get on.
-pool::state::haul pool::state::reclaim_fronts(patience with) noexcept {
+/// Of all fronts, or of one lane's. Not complete: some fronts were passed over, because their owners are inside and do not
+/// get on. Where the lane's number has changed before, its fronts are left to other lanes: nobody comes by that number any
+/// more, so each is one that attach() showed before it looked at the number, and that is seen here.
+pool::state::haul pool::state::reclaim_fronts(patience with, const lane* only) noexcept {
   const std::size_t count = front_count_.load(acquire);  // new_front()
-  for (std::size_t i = 0; i < count; ++i) fronts_[i].revoke();
   haul reclaimed;
+  std::bitset<most_fronts> chosen;
   std::bitset<most_fronts> outside;
+  for (std::size_t i = 0; i < count; ++i) {
+    chosen[i] = only == nullptr || fronts_[i].of_lane.load(seq_cst) == only;  // attach()
+    if (chosen[i]) fronts_[i].revoke();
+  }
   const bool ordered = asymmetric_barrier::heavy();  // else nobody can be known to be outside
   for (std::size_t i = 0; i < count; ++i) {
+    if (!chosen[i]) continue;
     front& f = fronts_[i];
     outside[i] = ordered && wait_for(with, [&] { return f.outside(); });
     if (outside[i])
@@ -214,9 +222,15 @@ pool::state::haul pool::state::reclaim_fronts(patience with) noexcept {
       reclaimed.complete = false;
   }
   // Now every return that could be posted is in its home's inbox.
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!outside[i] || (only == nullptr && !can_seal(fronts_[i]))) continue;
+    reclaimed += drain(fronts_[i]);
+    if (only == nullptr || fronts_[i].holds_returns()) continue;
+    fronts_[i].retire();
+    if (fronts_[i].of_lane.load(relaxed) != only) fronts_[i].renew();  // retire() saw the new owner's renew(), or that comes
+  }
   for (std::size_t i = 0; i < count; ++i)
-    if (outside[i] && can_seal(fronts_[i])) reclaimed += drain(fronts_[i]);
-  for (std::size_t i = 0; i < count; ++i) fronts_[i].restore();
+    if (chosen[i]) fronts_[i].restore();
   // Whoever sent a parcel to a front without a thread while it was revoked has left it to this pass.
   for (std::size_t i = 0; i < count; ++i)
     if (!fronts_[i].attached()) adopt(fronts_[i]);

@@ -220,11 +220,11 @@ void* pool::state::hand_out(front* of, const request& wanted, node n) noexcept {
 }
 
 void* pool::state::allocate_direct(front* of, const request& wanted, ceiling up_to, refusal& why) noexcept {
-  auto n = take_large(wanted);
+  auto n = captures(wanted.in) ? take_from_graph(wanted) : take_large(wanted);
   if (!n) {
     n = store_.take_one(wanted.shape, wanted.granules, up_to, why);
     if (!n) return nullptr;
-    if (wanted.in != nullptr && !lanes_->catch_up(*wanted.in)) {
+    if (!may_serve(wanted) || (captures(wanted.in) && !note_for_graph(wanted, *n))) {
       store_.give(*n, wanted.shape.sixteenths);
       why = refusal::order;
       return nullptr;
@@ -256,7 +256,7 @@ void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refus
   if (count == 0) {
     count = store_.take(rule.shape, std::span(blocks).first(rule.refill), up_to, why);
     if (count == 0) return nullptr;
-    if (wanted.in != nullptr && !lanes_->catch_up(*wanted.in)) {
+    if (!may_serve(wanted)) {
       for (std::size_t i = 0; i < count; ++i) store_.give({blocks[i], rule.shape.order}, rule.shape.sixteenths);
       why = refusal::order;
       return nullptr;
@@ -283,7 +283,7 @@ void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refus
 
 void* pool::state::allocate_once(const request& wanted) noexcept {
   const bool at_hand = this_thread_fronts.find(key(wanted.in)) != nullptr;
-  front* const mine = this_front(wanted.in);
+  front* const mine = captures(wanted.in) ? nullptr : this_front(wanted.in);
   // Where the hot path never enters, or has not known the front: it may have the block.
   if ((!at_hand || !asymmetric_barrier::available()) && wanted.of_class != no_class)
     if (void* const block = allocate_in_front(wanted.in, wanted.bytes)) return block;
@@ -301,7 +301,7 @@ void* pool::state::allocate_once(const request& wanted) noexcept {
   if (block == nullptr && wanted.in != nullptr) {
     {
       const std::lock_guard lock(pass_mutex_);
-      settle_all(true);
+      settle_all(!captures(wanted.in));
     }
     block = attempt(ceiling::hard);
   }
@@ -356,7 +356,7 @@ error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* r
   if (pointer == nullptr) return error::none;
   if (!asymmetric_barrier::available() && deallocate_in_front(in, pointer, bytes)) return error::none;
   if (return_home(in, pointer, bytes)) return error::none;
-  front* const mine = this_front(in);
+  front* const mine = captures(in) ? nullptr : this_front(in);
   const auto offset = store_.memory().offset(pointer);
   for (;;) {
     const block_store::found block = offset ? store_.find_live(*offset) : block_store::found{};
@@ -643,14 +643,20 @@ front* pool::state::this_front(lane* in) noexcept {
 
 front* pool::state::attach(lane* in) noexcept {
   if (this_thread_fronts.exiting) return nullptr;
-  if (front* const known = recall_front(key(in))) return known;
-  if (in != nullptr) {  // a front of a stream that is no more holds nothing; release_lane() saw to it
-    front* const idle = rename_front(serial(), key(in), [](const front& f, std::uint64_t known_as) {
-      return f.of_lane.load(relaxed)->serial.load(acquire) != known_as;  // release_lane()
-    });
+  const std::uint64_t number = in == nullptr ? serial() : in->serial.load(acquire);
+  if (front* const known = recall_front(number)) return known;
+  if (captures(in)) return nullptr;  // begin_capture() sets that first
+  // seq_cst: a pass changes the lane's number, then looks for fronts of the lane; see reclaim_fronts(). One sees the other.
+  const auto still = [&] { return in == nullptr || in->serial.load(seq_cst) == number; };
+  if (in != nullptr) {
+    front* const idle =
+        rename_front(serial(), number, [](const front& f, std::uint64_t /*known_as*/) { return f.retired(); });
     if (idle != nullptr) {
-      idle->of_lane.store(in, relaxed);  // own
-      return idle;
+      idle->of_lane.store(in, seq_cst);
+      idle->renew();
+      if (still()) return idle;
+      idle->retire();  // own, and empty
+      return nullptr;
     }
   }
   front* f = nullptr;
@@ -659,8 +665,10 @@ front* pool::state::attach(lane* in) noexcept {
     if (fronts_[i].try_attach()) f = &fronts_[i];
   if (f == nullptr) f = new_front();
   if (f == nullptr) return nullptr;
-  f->of_lane.store(in, relaxed);  // own
-  if (remember_front(key(in), f, serial())) return f;
+  f->of_lane.store(in, seq_cst);
+  f->renew();
+  if (still() && remember_front(number, f, serial())) return f;
+  if (in != nullptr) { const std::lock_guard pass(pass_mutex_); }  // it may be at this front
   f->detach();
   adopt(*f);
   return nullptr;
@@ -711,7 +719,10 @@ void pool::state::detach(front& of) noexcept {
         drained = true;
       }
     }
-    if (!drained) wait_for_pass();
+    if (!drained) {
+      of.renew();  // one that was retired is empty
+      wait_for_pass();
+    }
   }
   publish_requested(of);
   // A per-thread stream ends with its thread, and only here an event can be put behind its work.
@@ -725,7 +736,7 @@ void pool::state::detach(front& of) noexcept {
 void pool::state::before_fork() noexcept {
   pass_mutex_.lock();
   front_mutex_.lock();
-  recorded_mutex_.lock();
+  notes_.mutex.lock();
   if (lanes_ != nullptr) lanes_->lock();
 }
 
@@ -739,7 +750,7 @@ void pool::state::after_fork(bool child) noexcept {
     frontless_ended_.store(frontless_begun_.load(relaxed), relaxed);
   }
   if (lanes_ != nullptr) lanes_->unlock();
-  recorded_mutex_.unlock();
+  notes_.mutex.unlock();
   front_mutex_.unlock();
   pass_mutex_.unlock();
 }
@@ -817,6 +828,7 @@ statistics pool::state::stats() const noexcept {
   }
   for (std::size_t c = 0; c < classes_; ++c)
     cached += std::uint64_t{shelves_.height(c)} * rules_[c].batch * rules_[c].bytes;
+  cached += kept_bytes_.load(relaxed);
   if (lanes_) {
     lanes_->each([&](const lane& in) {
       cached += in.held.load(relaxed);

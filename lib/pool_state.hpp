@@ -18,14 +18,13 @@
 #include <mutex>
 #include <optional>
 #include <span>
-#include <unordered_map>
-#include <vector>
 
 #include "block_store.hpp"
 #include "depot.hpp"
 #include "front.hpp"
 #include "lane.hpp"
 #include "lanes.hpp"
+#include "notes.hpp"
 #include "orderly/pool.hpp"
 #include "registry.hpp"
 #include "thread_fronts.hpp"
@@ -82,6 +81,12 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] error record_stream(void* pointer, detail::lane& in) noexcept;
   void release_lane(detail::lane& of) noexcept;
   void release_lane_locked(detail::lane& of) noexcept;  ///< Pre: pass
+  /// A look at what begin_capture() and end_capture() set; the program, or the pass that sets it, orders them.
+  [[nodiscard]] static bool captures(const detail::lane* in) noexcept {
+    return in != nullptr && in->graph.load(detail::acquire) != nullptr;
+  }
+  [[nodiscard]] error begin_capture(detail::lane& in) noexcept;
+  [[nodiscard]] error end_capture(detail::lane& in) noexcept;
   [[nodiscard]] bool synchronize(detail::lane* only) noexcept;
   void seal_if_due(detail::lane& of, std::size_t due) noexcept;
   [[nodiscard]] detail::lanes* streams() const noexcept { return lanes_.get(); }
@@ -209,6 +214,15 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   haul empty_shelves(detail::lane& of) noexcept;
   [[nodiscard]] detail::lane* next_recorded(std::uint64_t granule) noexcept;
   void append_recorded(std::uint64_t granule, detail::lane& in) noexcept;
+  [[nodiscard]] bool note_for_graph(const request& wanted, detail::node n) noexcept;
+  [[nodiscard]] std::optional<detail::node> take_from_graph(const request& wanted) noexcept;
+  [[nodiscard]] bool keep_for_graph(detail::lane& in, detail::node n, unsigned sixteenths,
+                                    std::uint64_t length) noexcept;
+  void tie(const detail::lane& of) noexcept;
+  void settle_graphs() noexcept;                                                 ///< Pre: pass
+  [[nodiscard]] error end_capture_locked(detail::lane& in) noexcept;             ///< Pre: pass
+  [[nodiscard]] bool serves(const request& wanted, detail::node n, unsigned sixteenths) const noexcept;
+  [[nodiscard]] bool may_serve(const request& wanted) noexcept;
   std::size_t trim_settled(std::size_t bytes) noexcept;            ///< Pre: pass
 
   [[nodiscard]] detail::front* this_front(detail::lane* in) noexcept;
@@ -229,7 +243,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] void* press_locked(const request& wanted, detail::front* mine) noexcept;
   haul reclaim_caches(patience with) noexcept;
   haul reclaim_depots() noexcept;
-  haul reclaim_fronts(patience with) noexcept;
+  haul reclaim_fronts(patience with, const detail::lane* only = nullptr) noexcept;
   haul drain(detail::front& of) noexcept;
   [[nodiscard]] static bool can_seal(const detail::front& of) noexcept;
   void post_returns(detail::front& of) noexcept;
@@ -255,10 +269,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   std::unique_ptr<detail::lanes> lanes_;
   std::array<class_rule, detail::max_classes> rules_{};
 
-  std::mutex recorded_mutex_;
-  /// By first granule: the streams that must be done with a block, the last one first.
-  std::unordered_map<std::uint64_t, std::vector<detail::lane*>> recorded_;
-  detail::atomic<std::size_t> recorded_blocks_{0};
+  detail::notes notes_;
+  detail::atomic<std::uint64_t> kept_bytes_{0};  ///< a figure: freed, and some graph's
 
   // Fronts live as long as the pool; a thread's exit leaves its front to the next thread.
   std::mutex front_mutex_;  ///< serves the creation of fronts

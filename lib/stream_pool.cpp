@@ -27,7 +27,9 @@ class stream_pool::state {
       : settings_(settings),
         seal_bytes_(settings.seal_bytes == 0 ? default_seal_bytes : settings.seal_bytes),
         core_(std::move(source), settings.memory,
-              std::make_unique<lanes>(std::move(driver), settings.wait_before_refusing, settings.safe_mode)) {}
+              std::make_unique<lanes>(std::move(driver), lanes::manner{.may_wait = settings.wait_before_refusing,
+                                                                       .marked = settings.safe_mode,
+                                                                       .watched = watched()})) {}
 
   /// The lane of a stream; null: the handle names no stream, or there are too many.
   [[nodiscard]] lane* find(stream_handle stream) noexcept {
@@ -35,12 +37,23 @@ class stream_pool::state {
     return known != nullptr ? known : find_slowly(stream);
   }
 
-  /// In safe mode always this way, since another stream may have taken the handle over: then the old one's lane ends with
-  /// its last mark.
+  /// Where captures are watched, always this way. In safe mode another stream may have taken the handle over: then the old
+  /// one's lane ends with its last mark.
   [[nodiscard, gnu::noinline]] lane* find_slowly(stream_handle stream) noexcept {
-    lane* const known = core_.bind(stream);
-    if (known == nullptr || !settings_.safe_mode || known->identity == core_.streams()->driver().identity(stream))
+    lane* known = core_.bind(stream);
+    if (known == nullptr || !watched()) return known;
+    stream_driver& driver = core_.streams()->driver();
+    if (driver.capture(stream) != 0) {
+      // While it captures, its identity cannot be told.
+      if (!core_.captures(known) && core_.begin_capture(*known) == error::out_of_memory) return nullptr;
       return known;
+    }
+    if (core_.captures(known)) static_cast<void>(core_.end_capture(*known));
+    if (!settings_.safe_mode) return known;
+    if (known->identity == driver.identity(stream)) {
+      if (core_.streams()->is_unmarked(*known)) core_.streams()->mark(*known);
+      return known;
+    }
     core_.release_lane(*known);
     return core_.bind(stream);
   }
@@ -71,6 +84,8 @@ class stream_pool::state {
     if (code != error::none && settings_.memory.on_bad_free) settings_.memory.on_bad_free(report);
     return code;
   }
+
+  [[nodiscard]] bool watched() const noexcept { return settings_.safe_mode || settings_.watch_captures; }
 
   stream_options settings_;
   std::size_t seal_bytes_;
@@ -154,6 +169,18 @@ error stream_pool::record_stream(void* pointer, stream_handle stream) noexcept {
   if (state_ == nullptr) return error::pool_gone;
   lane* const in = state_->find(stream);
   return in == nullptr ? error::invalid_argument : state_->core_.record_stream(pointer, *in);
+}
+
+error stream_pool::begin_capture(stream_handle stream) noexcept {
+  if (state_ == nullptr) return error::pool_gone;
+  lane* const in = state_->core_.bind(stream);
+  return in == nullptr ? error::invalid_argument : state_->core_.begin_capture(*in);
+}
+
+error stream_pool::end_capture(stream_handle stream) noexcept {
+  if (state_ == nullptr) return error::pool_gone;
+  lane* const in = state_->core_.bind(stream);
+  return in == nullptr ? error::invalid_argument : state_->core_.end_capture(*in);
 }
 
 void stream_pool::release_stream(stream_handle stream) noexcept {

@@ -67,6 +67,7 @@ class ORDERLY_API software_device {
 };
 
 /// Work that a stream captured instead of running it. It may be launched any number of times; each launch runs copies.
+/// A graph is gone (stream_driver::when_graph_is_gone) when its last copy is destroyed and its last launch has run.
 class software_graph {
  public:
   software_graph() = default;
@@ -75,6 +76,7 @@ class software_graph {
  private:
   friend class software_stream;
   std::vector<std::function<void()>> work_;
+  std::vector<std::shared_ptr<void>> kept_;  ///< tell somebody when the last copy of the graph goes
 };
 
 /// A stream. Its handle is valid while it lives, and may name another stream afterwards.

@@ -45,6 +45,13 @@ class ORDERLY_API stream_driver {
   /// in it or awaited by it.
   [[nodiscard]] virtual std::uint64_t capture(stream_handle stream) noexcept = 0;
 
+  /// Calls `gone(context)` once, when the graph that the stream captures into now is gone with all that was made of it,
+  /// and no launch of it runs any more. The call may come on any thread, and from inside the streams' own machinery: it
+  /// must be brief, and call neither the driver nor a pool. False: the stream does not capture, or refused; `gone` is not
+  /// called then. Kinds without captures need not implement it.
+  [[nodiscard]] virtual bool when_graph_is_gone(stream_handle stream, void (*gone)(void* context),
+                                                void* context) noexcept;
+
   /// Records an event behind all work that is in the stream now. Null: refused.
   [[nodiscard]] virtual event_handle record(stream_handle stream) noexcept = 0;
 

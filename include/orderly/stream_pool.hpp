@@ -27,6 +27,10 @@ struct stream_options {
   /// record for each free.
   bool safe_mode = false;
 
+  /// True: each call asks whether its stream captures, so that captures need no begin_capture(). Costs a question to the
+  /// driver for each call, and every call its way past the caches that a thread has at hand. In safe mode always so.
+  bool watch_captures = false;
+
   /// True: before an allocation is refused, the calling thread waits until streams are done with what was freed in them.
   /// That helps where physical memory has to move, which cannot be done in stream order. It can deadlock where the work
   /// of streams waits for other processes, as collectives do.
@@ -40,7 +44,7 @@ struct stream_options {
 struct stream_statistics {
   statistics memory;
   std::size_t streams = 0;            ///< known now
-  std::size_t held = 0;               ///< bytes that belong to a stream: freed in it, and not yet everybody's
+  std::size_t held = 0;               ///< bytes that belong to a stream or a graph: freed, and not yet everybody's
   std::uint64_t events_recorded = 0;
   std::uint64_t waits = 0;            ///< of streams for events
   std::uint64_t queries = 0;          ///< of events
@@ -78,6 +82,19 @@ class ORDERLY_API stream_pool {
   /// Work in `stream` uses the live block too: when it is freed, it stays out of use until the work that is in `stream` at
   /// that time is done as well.
   [[nodiscard]] error record_stream(void* pointer, stream_handle stream) noexcept;
+
+  /// What is allocated in `stream` from now on belongs to the graph that the stream captures, or is about to capture: it
+  /// stays out of other use until the graph is gone, with all that was made of it. Blocks that the capture frees serve the
+  /// same capture again; those freed later are kept, too. What was allocated before and is freed meanwhile belongs to the
+  /// stream as ever, once the capture is over.
+  ///
+  /// Call it before the capture begins, and end_capture() before it ends; each stream that takes part calls both. Another
+  /// thread must not be inside a call for the stream. A capture gets only memory that no stream may still use, since it
+  /// cannot be made to wait: where streams are short of memory, synchronize() before.
+  /// invalid_argument: not a stream, or it was begun already; of end_capture(): it was not begun, or the capture was over
+  /// already and no block was allocated inside it, so that what was allocated is not kept for it. out_of_memory.
+  [[nodiscard]] error begin_capture(stream_handle stream) noexcept;
+  [[nodiscard]] error end_capture(stream_handle stream) noexcept;
 
   /// The stream will be destroyed: what was freed in it is sealed by an event, and its handle is forgotten. Another
   /// thread must not be inside a call for this stream.

@@ -18,6 +18,19 @@ std::uint64_t next_number() noexcept {
   return last_number.fetch_add(1, relaxed) + 1;
 }
 
+/// Tells somebody that it goes.
+struct farewell {
+  void (*gone)(void*) = nullptr;
+  void* context = nullptr;
+
+  farewell() = default;
+  farewell(const farewell&) = delete;
+  farewell& operator=(const farewell&) = delete;
+  ~farewell() {
+    if (gone != nullptr) gone(context);
+  }
+};
+
 }  // namespace
 
 namespace detail {
@@ -31,6 +44,7 @@ struct stream_slot {
   atomic<std::uint64_t> capture{0};      ///< written under `producers`
   work_queue* line = nullptr;                  ///< this and the rest: guarded by `producers`
   std::vector<std::function<void()>> captured;
+  std::vector<std::shared_ptr<void>> kept;  ///< of the graph that is captured
   stream_slot* next_free = nullptr;      ///< guarded by the device's mutex
 };
 
@@ -53,6 +67,22 @@ class software_device::state final : public stream_driver {
   [[nodiscard]] std::uint64_t capture(stream_handle stream) noexcept override {
     const stream_slot* const slot = slot_of(stream);
     return slot != nullptr ? slot->capture.load(relaxed) : 0;
+  }
+
+  [[nodiscard]] bool when_graph_is_gone(stream_handle stream, void (*gone)(void*), void* context) noexcept override {
+    stream_slot* const slot = slot_of(stream);
+    if (slot == nullptr) return false;
+    const std::lock_guard hold(slot->producers);
+    if (slot->capture.load(relaxed) == 0) return false;
+    try {
+      const auto told = std::make_shared<farewell>();
+      slot->kept.push_back(told);
+      told->gone = gone;
+      told->context = context;
+      return true;
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
   }
 
   [[nodiscard]] event_handle record(stream_handle stream) noexcept override {
@@ -120,6 +150,7 @@ class software_device::state final : public stream_driver {
       slot.identity.store(0, relaxed);
       slot.capture.store(0, relaxed);
       slot.captured.clear();
+      slot.kept.clear();
       executor_->close(*std::exchange(slot.line, nullptr));
     }
     give_slot_back(slot);
@@ -155,11 +186,13 @@ class software_device::state final : public stream_driver {
     return true;
   }
 
-  [[nodiscard]] std::vector<std::function<void()>> end_capture(stream_handle stream) noexcept {
+  void end_capture(stream_handle stream, std::vector<std::function<void()>>& work,
+                   std::vector<std::shared_ptr<void>>& kept) noexcept {
     stream_slot& slot = *static_cast<stream_slot*>(stream);
     const std::lock_guard hold(slot.producers);
     slot.capture.store(0, relaxed);
-    return std::exchange(slot.captured, {});
+    work = std::exchange(slot.captured, {});
+    kept = std::exchange(slot.kept, {});
   }
 
   [[nodiscard]] software_calls calls() const noexcept {
@@ -268,12 +301,12 @@ bool software_stream::begin_capture() noexcept { return state_->begin_capture(ha
 
 software_graph software_stream::end_capture() noexcept {
   software_graph graph;
-  graph.work_ = state_->end_capture(handle_);
+  state_->end_capture(handle_, graph.work_, graph.kept_);
   return graph;
 }
 
 void software_stream::launch(const software_graph& graph) {
-  enqueue([work = graph.work_] {
+  enqueue([work = graph.work_, kept = graph.kept_] {
     for (const auto& piece : work) piece();
   });
 }

@@ -4,4 +4,8 @@ namespace orderly {
 
 stream_driver::~stream_driver() = default;
 
+bool stream_driver::when_graph_is_gone(stream_handle /*stream*/, void (*/*gone*/)(void*), void* /*context*/) noexcept {
+  return false;
+}
+
 }  // namespace orderly
