@@ -12,9 +12,11 @@
 #include <utility>
 #include <vector>
 
+#include "front.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
 #include "support/stream_bench.hpp"
+#include "thread_fronts.hpp"
 
 using namespace orderly;
 using namespace orderly::test;
@@ -63,7 +65,7 @@ TEST_CASE("what a capture uses stays out of other use until its graph is gone") 
       std::optional<software_graph> graph = b.stream[0].end_capture();
       std::optional<software_graph> copy = graph;
       CHECK(b.tested->stats().held == bytes);
-      CHECK(b.tested->try_deallocate(freed_later, bytes, b[1]) == error::none);
+      CHECK(b.tested->try_deallocate(freed_later, bytes, b[1]) == error::none);  // the program has ordered the two
       CHECK(b.tested->stats().held == 2 * bytes);
 
       CHECK(b.tested->synchronize());  // settles all that is not a graph's
@@ -87,6 +89,46 @@ TEST_CASE("what a capture uses stays out of other use until its graph is gone") 
       b.tested.reset();
     }
   }
+}
+
+TEST_CASE("a block freed in another stream is that stream's when the graph is gone, and not the capture's before") {
+  bench b(3, 2 * mib);
+  findings found;
+  REQUIRE(b.tested->begin_capture(b[0]) == error::none);
+  REQUIRE(b.stream[0].begin_capture());
+  void* const block = b.tested->allocate(mib, b[0]);
+  use(b.stream[1], block, mib, 1, found);
+  b.tested->deallocate(block, mib, b[1]);
+  void* const inside = b.tested->allocate(mib, b[0]);
+  CHECK(inside != block);
+  b.tested->deallocate(inside, mib, b[0]);
+  CHECK(b.tested->end_capture(b[0]) == error::none);
+  static_cast<void>(b.stream[0].end_capture());
+  const std::vector<void*> all = take_all(*b.tested, mib, b[2]);
+  CHECK(all.size() == 2);
+  for (void* const each : all) use(b.stream[2], each, mib, 2, found);
+  CHECK(b.stream[2].synchronize());
+  CHECK(b.stream[1].synchronize());
+  for (void* const each : all) CHECK(*static_cast<std::uint64_t*>(each) == 2);
+  free_all(*b.tested, all, mib, b[2]);
+  check_idle(*b.tested);
+  ORDERLY_CHECK_FINDINGS(found);
+}
+
+TEST_CASE("after a capture a thread has its caches of the stream again, in the same place") {
+  bench b(1, 4 * mib);
+  const auto pair = [&] { b.tested->deallocate(b.tested->allocate(512, b[0]), 512, b[0]); };
+  pair();
+  const detail::front* const mine = detail::this_thread_fronts.latest.of;
+  for (int i = 0; i < 10; ++i) {
+    REQUIRE(b.tested->begin_capture(b[0]) == error::none);
+    pair();
+    CHECK(b.tested->end_capture(b[0]) == error::invalid_argument);
+    pair();
+    CHECK(detail::this_thread_fronts.latest.of == mine);
+    CHECK_FALSE(mine->retired());
+  }
+  check_idle(*b.tested);
 }
 
 TEST_CASE("a block of a graph that is live when the graph goes is a block like others") {
@@ -142,22 +184,23 @@ TEST_CASE("a capture gets nothing that it would have to wait for, unless the poo
     settings.wait_before_refusing = may_wait;
     bench b(3, 4 * mib, software_schedule::lazy, settings);
     findings found;
-    void* block = b.tested->allocate(4 * mib, b[0]);
-    use(b.stream[0], block, 4 * mib, 1, found);
-    b.tested->deallocate(block, 4 * mib, b[0]);
-    block = b.tested->allocate(4 * mib, b[1]);  // behind an event
-    b.tested->deallocate(block, 4 * mib, b[1]);
+    for (void* const block : take_all(*b.tested, 2 * mib, b[0])) {
+      use(b.stream[0], block, 2 * mib, 1, found);
+      b.tested->deallocate(block, 2 * mib, b[0]);
+    }
+    void* const behind = b.tested->allocate(2 * mib, b[1]);  // both blocks are the store's now, behind an event
     REQUIRE(b.tested->begin_capture(b[2]) == error::none);
-    if (!may_wait) CHECK(b.tested->try_allocate(4 * mib, b[2]) == nullptr);  // replays would not wait
+    if (!may_wait) CHECK(b.tested->try_allocate(2 * mib, b[2]) == nullptr);  // replays would not wait
     REQUIRE(b.stream[2].begin_capture());
-    void* inside = b.tested->try_allocate(4 * mib, b[2]);
+    void* inside = b.tested->try_allocate(2 * mib, b[2]);
     CHECK((inside != nullptr) == may_wait);
     if (inside == nullptr) {
       CHECK_FALSE(b.tested->synchronize());  // it cannot tell of the stream that captures, and waits for the others
-      inside = b.tested->try_allocate(4 * mib, b[2]);
+      inside = b.tested->try_allocate(2 * mib, b[2]);
       CHECK(inside != nullptr);
     }
-    b.tested->deallocate(inside, 4 * mib, b[2]);
+    b.tested->deallocate(inside, 2 * mib, b[2]);
+    b.tested->deallocate(behind, 2 * mib, b[1]);
     CHECK(b.tested->end_capture(b[2]) == error::none);
     static_cast<void>(b.stream[2].end_capture());
     check_idle(*b.tested);
@@ -204,6 +247,7 @@ TEST_CASE("a graph's block that other streams use waits for them, after its grap
   void* block = b.tested->allocate(mib, b[0]);
   CHECK(b.tested->record_stream(block, b[1]) == error::none);
   b.tested->deallocate(block, mib, b[0]);
+  use(b.stream[1], block, mib, 1, found);
   void* const first = std::exchange(block, b.tested->allocate(mib, b[0]));
   CHECK(block != first);  // not even the capture's again
   CHECK(b.tested->end_capture(b[0]) == error::none);
@@ -218,6 +262,7 @@ TEST_CASE("a graph's block that other streams use waits for them, after its grap
   CHECK(contains(all, block));
   for (void* const each : all) use(b.stream[2], each, mib, 2, found);
   CHECK(b.stream[2].synchronize());
+  CHECK(b.stream[1].synchronize());
   for (void* const each : all) CHECK(*static_cast<std::uint64_t*>(each) == 2);
   free_all(*b.tested, all, mib, b[2]);
   check_idle(*b.tested);
@@ -251,6 +296,7 @@ TEST_CASE("a pool that watches captures needs no word of them") {
     CHECK_FALSE(contains(others, inside));
     for (void* const block : others) use(b.stream[1], block, mib, 3, found);
     CHECK(b.stream[1].synchronize());
+    CHECK(b.stream[0].synchronize());
     for (void* const block : others) CHECK(*static_cast<std::uint64_t*>(block) == 3);
     free_all(*b.tested, others, mib, b[1]);
     graph = {};
