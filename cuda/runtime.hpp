@@ -8,6 +8,7 @@
 #include <cuda_runtime_api.h>
 
 #include "atomic.hpp"
+#include "orderly/stream.hpp"
 
 namespace orderly::detail {
 
@@ -44,6 +45,11 @@ template <class Call>
   if (cuda_is_over()) return CUDA_ERROR_DEINITIALIZED;
   count_cuda_call();
   return call();
+}
+
+/// The handle null means one of two streams, depending on how its caller was compiled. These names do not.
+[[nodiscard]] inline cudaStream_t named(stream_handle stream) noexcept {
+  return stream == nullptr ? cudaStreamLegacy : static_cast<cudaStream_t>(stream);
 }
 
 /// Makes a device the thread's current one while it lives. Costs one call if it is that already.

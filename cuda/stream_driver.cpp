@@ -11,6 +11,7 @@ namespace orderly {
 namespace {
 
 using detail::cuda_call;
+using detail::named;
 
 /// What identity() is made of: the kind in the low bits, so that kinds cannot meet, and a number within the kind.
 enum class stream_kind : std::uint64_t { created = 1, legacy = 2, per_thread = 3 };
@@ -22,11 +23,6 @@ std::uint64_t thread_number() noexcept {
   constinit static detail::atomic<std::uint64_t> last{0};
   thread_local const std::uint64_t number = last.fetch_add(1, detail::relaxed) + 1;  // counts; nothing is published
   return number;
-}
-
-/// The handle null means one of two streams, depending on how its caller was compiled. These names do not.
-cudaStream_t named(stream_handle stream) noexcept {
-  return stream == nullptr ? cudaStreamLegacy : static_cast<cudaStream_t>(stream);
 }
 
 stream_kind kind_of(cudaStream_t stream) noexcept {

@@ -74,6 +74,27 @@ void block_store::give(node n, unsigned sixteenths) noexcept {
     slots_.give(n);
 }
 
+void block_store::divide(node n, unsigned part_order, const part_map& live) noexcept {
+  // All below an owned node is this thread's (B1), so relaxed stores; whoever gets a part sees them with its word.
+  const unsigned levels = n.order - part_order;
+  const std::uint32_t first = n.index << levels;
+  std::uint32_t before = live.parts();  // the live part before; at first none, which shares no node with any
+  live.each_live([&](std::uint32_t part) {
+    for (unsigned level = 1; level < levels && part >> level != before >> level; ++level) {
+      const node above{(first + part) >> level, static_cast<std::uint8_t>(part_order + level)};
+      tree_.word(above).store(block_word::split().bits(), relaxed);
+      // A chunk is set aside, as by take(), while all of it is still owned.
+      if (above.order == shape().chunk_order) memory_.set_small(above, part_order < shape().small_order);
+    }
+    before = part;
+  });
+  if (n.order == shape().chunk_order) memory_.set_small(n, part_order < shape().small_order);
+  live.each_free([&](std::uint32_t part, unsigned order) {
+    const node piece{(first + part) >> order, static_cast<std::uint8_t>(part_order + order)};
+    tree_.word(piece).store(block_word::owned().bits(), relaxed);
+  });
+}
+
 std::size_t block_store::trim(std::size_t bytes) noexcept {
   if (shape().flat) return 0;
   std::size_t released = 0;

@@ -9,6 +9,7 @@
 
 #include "arena.hpp"
 #include "buddy.hpp"
+#include "part_map.hpp"
 #include "size_class.hpp"
 #include "slots.hpp"
 
@@ -37,6 +38,11 @@ class block_store {
 
   /// Gives an owned block back.
   void give(node n, unsigned sixteenths) noexcept;
+
+  /// Sets the words below an owned node of the tree that is to become blocks of its parts: what is not live is left owned,
+  /// in the largest pieces there are; the live parts' own words and the node's are the caller's to write, in this order.
+  /// Pre: the parts are smaller than the node, and some of them are live.
+  void divide(node n, unsigned part_order, const part_map& live) noexcept;
 
   /// Decommits free memory until `bytes` are released or none is left. Returns the bytes released.
   std::size_t trim(std::size_t bytes) noexcept;

@@ -47,6 +47,30 @@ void pool::state::hold(lane& in, std::size_t of_class, std::span<const std::uint
   }
 }
 
+/// A block that other streams must be done with goes to them first, one after the other; to `in`, if it is given, last.
+/// False: there is no other stream.
+bool pool::state::hold_recorded(lane* in, node n, unsigned sixteenths) noexcept {
+  lane* const first = next_recorded(shape().granule(n));
+  if (first == nullptr) return false;
+  if (in != nullptr) append_recorded(shape().granule(n), *in);
+  hold(*first, direct, entry_of(n, sixteenths), store_.length(n, sixteenths));
+  first->coming.fetch_sub(1, release);  // bind(): the lane has the block
+  return true;
+}
+
+/// From now on whoever takes from the store waits for what is in the stream now. False: no event can be had there.
+bool pool::state::add_barrier(lane& in) noexcept {
+  const std::lock_guard lock(pass_mutex_);
+  event_handle const event = lanes_->record(in.stream);
+  if (event == nullptr) return false;
+  if (!lanes_->add_barrier(in, event)) {
+    lanes_->driver().release(event);
+    return false;
+  }
+  store_.memory().hold_back(true);  // before the blocks are given
+  return true;
+}
+
 void pool::state::give_direct(front* mine, lane* in, node n, unsigned sixteenths) noexcept {
   const std::uint64_t length = store_.length(n, sixteenths);
   if (in == nullptr) {
@@ -54,14 +78,10 @@ void pool::state::give_direct(front* mine, lane* in, node n, unsigned sixteenths
     return store_.give(n, sixteenths);
   }
   if (keep_for_graph(*in, n, sixteenths, length)) return;
+  if (hold_recorded(in, n, sixteenths)) return;
+  // One without a home, a part of a divided block say: there may be a million of them.
+  if (mine != nullptr && shape().in_tree(n.order) && keep_in_front(*mine, n, sixteenths)) return;
   const auto entry = entry_of(n, sixteenths);
-  lane* const first = next_recorded(shape().granule(n));
-  if (first != nullptr) {  // other streams first, one after the other; this one last
-    append_recorded(shape().granule(n), *in);
-    hold(*first, direct, entry, length);
-    first->coming.fetch_sub(1, release);  // bind(): the lane has the block
-    return;
-  }
   lane::large_list& same = in->large[n.order];
   if (length > shape().bytes(front_granules_)) {
     if (same.count.fetch_add(1, relaxed) < lane::most_large) {  // a bound

@@ -75,30 +75,7 @@ constexpr std::uint64_t most_addresses = std::uint64_t{1} << 46;
   }
 }
 
-
 }  // namespace
-
-class pool::state::slow_section {
- public:
-  slow_section(state& of, front* mine) noexcept : state_(of), front_(mine) {
-    if (front_ != nullptr)
-      front_->begin_slow();
-    else
-      state_.frontless_begun_.fetch_add(1, seq_cst);  // as front::begin_slow
-  }
-  slow_section(const slow_section&) = delete;
-  slow_section& operator=(const slow_section&) = delete;
-  ~slow_section() {
-    if (front_ != nullptr)
-      front_->end_slow();
-    else
-      state_.frontless_ended_.fetch_add(1, seq_cst);  // as front::end_slow
-  }
-
- private:
-  state& state_;
-  front* front_;
-};
 
 // ---------------------------------------------------------------------------------------------------- construction
 
@@ -591,9 +568,14 @@ void pool::state::settle(front* mine, std::size_t of_class, std::span<const std:
 
 /// Moves the older half of a full magazine out of a front: to the depot, or to the store.
 void pool::state::spill(front& of, std::size_t of_class) noexcept {
+  const slow_section marked(*this, &of);
+  make_room(of, of_class);
+}
+
+/// The same. Pre: in a slow section.
+void pool::state::make_room(front& of, std::size_t of_class) noexcept {
   const class_rule& rule = rules_[of_class];
   std::array<std::uint32_t, max_magazine_blocks> blocks;
-  const slow_section marked(*this, &of);
   std::uint32_t moved = 0;
   if (const front::stay inside(of); inside) {
     front_magazine& m = of.magazines[of_class];
@@ -604,6 +586,23 @@ void pool::state::spill(front& of, std::size_t of_class) noexcept {
     m.count.store(held - moved, relaxed);  // own; others read it as a figure
   }
   keep_or_put_back(&of, of.of_lane.load(relaxed), of_class, std::span(blocks).first(moved));
+}
+
+/// A cached block without a home, of a shape that fronts hold: from now on this front's. False: it is of another shape, or
+/// the front is revoked. Pre: in a slow section.
+bool pool::state::keep_in_front(front& mine, node n, unsigned sixteenths) noexcept {
+  const std::uint64_t granules = granules_of(n.order, sixteenths);
+  if (granules > front_granules_) return false;
+  const std::size_t of_class = class_of(granules);
+  if (rules_[of_class].shape != block_shape{n.order, static_cast<std::uint8_t>(sixteenths)}) return false;
+  front_magazine& m = mine.magazines[of_class];
+  if (m.count.load(relaxed) == m.capacity) make_room(mine, of_class);  // own
+  const front::stay inside(mine);
+  const std::uint32_t held = m.count.load(relaxed);  // own
+  if (!inside || held == m.capacity) return false;
+  m.blocks[held] = store_.tree().position(n);
+  m.count.store(held + 1, relaxed);  // own; others read it as a figure
+  return true;
 }
 
 bad_free pool::state::explain(const void* pointer, std::size_t bytes) const noexcept {

@@ -18,6 +18,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
 
 #include "block_store.hpp"
 #include "depot.hpp"
@@ -79,6 +80,9 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   // Of a pool with streams; see stream_pool.
   [[nodiscard]] detail::lane* bind(stream_handle stream) noexcept;
   [[nodiscard]] error record_stream(void* pointer, detail::lane& in) noexcept;
+  /// `in`: the stream that the rest is freed in; null: no stream uses it any more. `why`: gets a line if it is refused.
+  [[nodiscard]] error divide(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live, detail::lane* in,
+                             std::string* why) noexcept;
   void release_lane(detail::lane& of) noexcept;
   void release_lane_locked(detail::lane& of) noexcept;  ///< Pre: pass
   /// A look at what begin_capture() and end_capture() set; the program, or the pass that sets it, orders them.
@@ -198,6 +202,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   void keep_or_put_back(detail::front* mine, detail::lane* in, std::size_t of_class,
                         std::span<const std::uint32_t> blocks) noexcept;
   void spill(detail::front& of, std::size_t of_class) noexcept;
+  void make_room(detail::front& of, std::size_t of_class) noexcept;
+  [[nodiscard]] bool keep_in_front(detail::front& mine, detail::node n, unsigned sixteenths) noexcept;
   void put_back(detail::front* mine, detail::lane* in, std::size_t of_class,
                 std::span<const std::uint32_t> blocks) noexcept;
   void settle(detail::front* mine, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept;
@@ -223,6 +229,18 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] error end_capture_locked(detail::lane& in) noexcept;             ///< Pre: pass
   [[nodiscard]] bool serves(const request& wanted, detail::node n, unsigned sixteenths) const noexcept;
   [[nodiscard]] bool may_serve(const request& wanted) noexcept;
+  [[nodiscard]] bool hold_recorded(detail::lane* in, detail::node n, unsigned sixteenths) noexcept;
+  [[nodiscard]] bool add_barrier(detail::lane& in) noexcept;
+
+  // Division; see divide.cpp.
+  struct division;
+  [[nodiscard]] error plan_division(division& of, std::string* why) const noexcept;
+  [[nodiscard]] bool take_from_home(const detail::block_store::found& block) noexcept;
+  [[nodiscard]] bool take_live(const detail::block_store::found& block) noexcept;
+  [[nodiscard]] bool record_parts(const division& of) noexcept;
+  void give_piece(const division& of, detail::node n) noexcept;
+  void free_whole(const division& of) noexcept;
+  void part(const division& of) noexcept;
   std::size_t trim_settled(std::size_t bytes) noexcept;            ///< Pre: pass
 
   [[nodiscard]] detail::front* this_front(detail::lane* in) noexcept;
@@ -304,6 +322,28 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
     unsigned order = 0;
     const detail::lane* in = nullptr;
   } refused_;  ///< guarded by pass_mutex_
+};
+
+class pool::state::slow_section {
+ public:
+  slow_section(state& of, detail::front* mine) noexcept : state_(of), front_(mine) {
+    if (front_ != nullptr)
+      front_->begin_slow();
+    else
+      state_.frontless_begun_.fetch_add(1, detail::seq_cst);  // as front::begin_slow
+  }
+  slow_section(const slow_section&) = delete;
+  slow_section& operator=(const slow_section&) = delete;
+  ~slow_section() {
+    if (front_ != nullptr)
+      front_->end_slow();
+    else
+      state_.frontless_ended_.fetch_add(1, detail::seq_cst);  // as front::end_slow
+  }
+
+ private:
+  state& state_;
+  detail::front* front_;
 };
 
 template <class Stay, class Otherwise>

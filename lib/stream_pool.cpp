@@ -1,5 +1,7 @@
 #include "orderly/stream_pool.hpp"
 
+#include <algorithm>
+#include <bit>
 #include <cstdio>
 #include <stdexcept>
 #include <utility>
@@ -183,6 +185,22 @@ error stream_pool::end_capture(stream_handle stream) noexcept {
   return in == nullptr ? error::invalid_argument : state_->core_.end_capture(*in);
 }
 
+error stream_pool::divide(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live,
+                          stream_handle stream, std::string* why) noexcept {
+  if (state_ == nullptr) return error::pool_gone;
+  lane* const in = state_->find(stream);
+  if (in == nullptr) return error::invalid_argument;
+  if (state_->settings_.safe_mode) state_->core_.streams()->mark(*in);
+  const error code = state_->core_.divide(pointer, part_bytes, live, in, why);
+  state_->core_.seal_if_due(*in, state_->seal_bytes_);
+  return code;
+}
+
+error stream_pool::divide_settled(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live,
+                                  std::string* why) noexcept {
+  return state_ == nullptr ? error::pool_gone : state_->core_.divide(pointer, part_bytes, live, nullptr, why);
+}
+
 void stream_pool::release_stream(stream_handle stream) noexcept {
   if (state_ == nullptr) return;
   if (lane* const in = state_->core_.bind(stream)) state_->core_.release_lane(*in);
@@ -202,6 +220,12 @@ std::size_t stream_pool::trim(std::size_t keep_bytes) noexcept {
 std::size_t stream_pool::defragment() noexcept { return state_ == nullptr ? 0 : state_->core_.defragment(); }
 std::size_t stream_pool::granule() const noexcept {
   return state_ == nullptr ? 0 : state_->core_.shape().granule_bytes();
+}
+std::size_t stream_pool::largest_divisible() const noexcept {
+  if (state_ == nullptr) return 0;
+  const geometry& shape = state_->core_.shape();
+  const std::uint64_t granules = std::min(std::uint64_t{1} << shape.root_order, std::bit_floor(shape.tree_granules));
+  return static_cast<std::size_t>(shape.bytes(granules));
 }
 std::size_t stream_pool::capacity() const noexcept { return state_ == nullptr ? 0 : state_->core_.shape().capacity; }
 bool stream_pool::owns(const void* pointer) const noexcept { return state_ != nullptr && state_->core_.owns(pointer); }

@@ -63,12 +63,27 @@ def second_door(path, _text, code):
     return [match.start() for match in re.finditer(named, code)]
 
 
-# Name of the rule; the rule: offsets of breaches in a file; examples that break it; examples that do not.
+def cuda_headers(path, text, _code):
+    """Headers for users' device code may include CUDA's; other public ones of orderly_cuda include those, and lib/ none."""
+    name = path.as_posix()
+    if '/orderly/cuda/' in name:
+        return []
+    own = r'(?!orderly/cuda/)' if '/orderly/' in name else ''
+    return included(rf'^{own}.*(?:cuda|cub/|thrust/|nvtx)', text)
+
+
+# Name of the rule; the rule: offsets of breaches in a file; examples that break it; examples that do not. An example
+# is of lib/example.hpp, or of the file that it is a pair with.
 RULES = [
     ('CUDA headers are included below cuda/ only',
-     lambda _path, text, _code: included(r'cuda|cub/|thrust/|nvtx', text),
-     ['#include <cuda_runtime.h>', '# include "cuda/virtual.hpp"', '#include <cub/cub.cuh>'],
-     ['#include <cstddef>', '// #include <cuda.h>']),
+     cuda_headers,
+     ['#include <cuda_runtime.h>', '# include "cuda/virtual.hpp"', '#include <cub/cub.cuh>',
+      '#include "orderly/cuda/kernel.hpp"',
+      ('include/orderly/cuda_kernel.hpp', '#include <cuda_runtime_api.h>'),
+      ('include/orderly/pool.hpp', '#include <cuda/atomic>')],
+     ['#include <cstddef>', '// #include <cuda.h>',
+      ('include/orderly/cuda_kernel.hpp', '#include "orderly/cuda/kernel.hpp"'),
+      ('include/orderly/cuda/kernel.hpp', '#include <cuda/atomic>')]),
     ('the library needs nothing but the system',
      lambda _path, text, _code: included(r'^(boost|doctest|benchmark|nlohmann|CLI)/', text),
      ['#include <boost/lockfree/queue.hpp>'],
@@ -105,7 +120,8 @@ def self_test():
     for name, _rule, broken, kept in RULES:
         for expected, examples in ((True, broken), (False, kept)):
             for example in examples:
-                found = name in (found_name for _line, found_name in breaches(pathlib.Path('lib/example.hpp'), example))
+                path, text = ('lib/example.hpp', example) if isinstance(example, str) else example
+                found = name in (found_name for _line, found_name in breaches(pathlib.Path(path), text))
                 if found != expected:
                     failures += 1
                     print(f'{name}: {"missed" if expected else "wrongly found"}: {example!r}')

@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
+#include <string>
 
 #include "orderly/error.hpp"
 #include "orderly/export.h"
@@ -95,6 +97,24 @@ class ORDERLY_API stream_pool {
   /// already and no block was allocated inside it, so that what was allocated is not kept for it. out_of_memory.
   [[nodiscard]] error begin_capture(stream_handle stream) noexcept;
   [[nodiscard]] error end_capture(stream_handle stream) noexcept;
+
+  /// Divides a live block into parts of `part_bytes`. Each part whose bit in `live` is set (part i: bit i % 32 of word
+  /// i / 32) is from now on a live block of its own, which anybody frees with that size; the rest is freed in `stream`,
+  /// as few and large blocks as there are. With no bit set, that is a free of the block. Streams that the block was
+  /// recorded for are those of each part, too.
+  ///
+  /// The block must have been allocated with a power of two of bytes up to largest_divisible(), and `part_bytes` be one
+  /// of at least the granule; `live` has a bit for each part, rounded up to whole words. Refused, with nothing changed:
+  /// invalid_argument; as deallocate; out_of_memory where no event can be recorded in the stream, or where a block that
+  /// was recorded for other streams would become more than 65536. `why`, if given, gets a line that says so.
+  /// Progress: takes a mutex. In statistics the parts are allocations in place of the block's.
+  [[nodiscard]] error divide(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live,
+                             stream_handle stream, std::string* why = nullptr) noexcept;
+  /// The same where no work uses the rest any more: it is everybody's at once, without an event.
+  [[nodiscard]] error divide_settled(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live,
+                                     std::string* why = nullptr) noexcept;
+  /// Bytes of the largest block that divides.
+  [[nodiscard]] std::size_t largest_divisible() const noexcept;
 
   /// The stream will be destroyed: what was freed in it is sealed by an event, and its handle is forgotten. Another
   /// thread must not be inside a call for this stream.
