@@ -6,10 +6,13 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <utility>
 
 #include "atomic.hpp"
+#include "c_api.hpp"
 #include "orderly/orderly.h"
 #include "orderly/pool.hpp"
 
@@ -22,10 +25,14 @@ constexpr std::size_t places = std::size_t{1} << place_bits;
 
 /// One pool's place. Constant-initialised, trivially destroyed: valid at any time of the process.
 struct place {
-  atomic<std::uint64_t> handle{0};  ///< 0: no pool
-  orderly::pool* pool = nullptr;
+  atomic<std::uint64_t> handle{0};          ///< 0: no pool
+  orderly::pool* pool = nullptr;            ///< this or the next
+  orderly::stream_pool* streams = nullptr;  ///< a pool in stream order
   std::uint64_t uses = 0;
 };
+
+/// What a call without a stream means in a pool in stream order: the legacy default stream.
+constexpr orderly::stream_handle default_stream = nullptr;
 
 constinit std::array<place, places> table;
 constinit std::mutex table_mutex;  // serves creation and destruction
@@ -33,10 +40,7 @@ constinit std::mutex table_mutex;  // serves creation and destruction
 constexpr std::size_t most_text = 512;
 thread_local constinit std::array<char, most_text> last_error{};
 
-int fail(orderly::error code, const char* text) noexcept {
-  std::snprintf(last_error.data(), last_error.size(), "%s", text);
-  return static_cast<int>(code);
-}
+using orderly::c_api::fail;
 
 int fail(orderly::error code) noexcept { return fail(code, orderly::to_string(code)); }
 
@@ -48,20 +52,21 @@ int fail(const orderly::bad_free& report) noexcept {
   }
 }
 
-/// The pool behind a handle, or null. The pool stays while no one destroys it, which is the caller's duty.
-orderly::pool* find(const orderly_pool* handle) noexcept {
+/// The place of a handle, or null. The pool stays while no one destroys it, which is the caller's duty.
+const place* find(const orderly_pool* handle) noexcept {
   const auto number = reinterpret_cast<std::uint64_t>(handle);
-  place& at = table[number % places];
+  const place& at = table[number % places];
   // Pairs with the release in enter(): the pool is constructed before its handle can be seen.
-  return number != 0 && at.handle.load(acquire) == number ? at.pool : nullptr;
+  return number != 0 && at.handle.load(acquire) == number ? &at : nullptr;
 }
 
-orderly_pool* enter(std::unique_ptr<orderly::pool> made) noexcept {
+orderly_pool* enter(orderly::pool* made, orderly::stream_pool* made_with_streams) noexcept {
   const std::lock_guard lock(table_mutex);
   for (std::size_t i = 0; i < places; ++i) {
     place& at = table[i];
     if (at.handle.load(relaxed) != 0) continue;  // changed under the mutex only
-    at.pool = made.release();
+    at.pool = made;
+    at.streams = made_with_streams;
     const std::uint64_t number = ++at.uses << place_bits | i;
     at.handle.store(number, release);  // find()
     return reinterpret_cast<orderly_pool*>(number);
@@ -69,9 +74,62 @@ orderly_pool* enter(std::unique_ptr<orderly::pool> made) noexcept {
   return nullptr;
 }
 
+/// What both kinds of pools do alike.
+template <class Operation>
+auto of_either(const place& at, const Operation& operation) {
+  return at.streams != nullptr ? operation(*at.streams) : operation(*at.pool);
+}
+
 void ignore(const orderly::bad_free&) {}
 
 }  // namespace
+
+namespace orderly::c_api {
+
+int fail(error code, const char* text) noexcept {
+  std::snprintf(last_error.data(), last_error.size(), "%s", text);
+  return static_cast<int>(code);
+}
+
+orderly_pool* enter(std::unique_ptr<stream_pool> made) noexcept {
+  orderly_pool* const handle = ::enter(nullptr, made.get());
+  if (handle != nullptr) static_cast<void>(made.release());
+  return handle;
+}
+
+int find(const orderly_pool* handle, const char* function, stream_pool*& found) noexcept {
+  const place* const at = ::find(handle);
+  if (at == nullptr) return ::fail(error::pool_gone);
+  found = at->streams;
+  if (found != nullptr) [[likely]]
+    return ORDERLY_OK;
+  std::snprintf(last_error.data(), last_error.size(),
+                "%s: this pool has no streams; create it with orderly_pool_create_cuda, or call the function without",
+                function);
+  return ORDERLY_ERROR_INVALID_ARGUMENT;
+}
+
+void* allocate(stream_pool& in, std::size_t bytes, std::size_t alignment, stream_handle stream) noexcept {
+  try {
+    return in.allocate(bytes, alignment, stream);
+  } catch (const std::exception& e) {
+    fail(error::out_of_memory, e.what());
+    return nullptr;
+  }
+}
+
+int deallocate(stream_pool& in, void* pointer, std::size_t bytes, stream_handle stream) noexcept {
+  bad_free report;
+  const error code = in.try_deallocate(pointer, bytes, stream, &report);
+  if (code == error::none) [[likely]]
+    return ORDERLY_OK;
+  if (code != error::invalid_argument) return ::fail(report);
+  std::snprintf(last_error.data(), last_error.size(),
+                "orderly: free of %p in %p: that is no stream, or the pool has too many; release some", pointer, stream);
+  return static_cast<int>(code);
+}
+
+}  // namespace orderly::c_api
 
 extern "C" {
 
@@ -87,8 +145,12 @@ int orderly_pool_create_host(const orderly_options* given, orderly_pool** pool) 
       settings.limit = given->limit;
     }
     settings.on_bad_free = ignore;  // the caller gets the code
-    *pool = enter(std::make_unique<orderly::pool>(settings));
-    if (*pool != nullptr) return ORDERLY_OK;
+    auto made = std::make_unique<orderly::pool>(settings);
+    *pool = enter(made.get(), nullptr);
+    if (*pool != nullptr) {
+      static_cast<void>(made.release());
+      return ORDERLY_OK;
+    }
     return fail(orderly::error::out_of_memory, "orderly_pool_create_host: 1024 pools exist already");
   } catch (const std::invalid_argument& e) {
     return fail(orderly::error::invalid_argument, e.what());
@@ -99,26 +161,27 @@ int orderly_pool_create_host(const orderly_options* given, orderly_pool** pool) 
 
 void orderly_pool_destroy(orderly_pool* pool) {
   std::unique_ptr<orderly::pool> dying;
+  std::unique_ptr<orderly::stream_pool> dying_with_streams;
   const std::lock_guard lock(table_mutex);
-  if (orderly::pool* const found = find(pool)) {
-    place& at = table[reinterpret_cast<std::uint64_t>(pool) % places];
-    at.handle.store(0, relaxed);  // nobody may be using the pool; see the header
-    at.pool = nullptr;
-    dying.reset(found);
-  }
+  if (find(pool) == nullptr) return;
+  place& at = table[reinterpret_cast<std::uint64_t>(pool) % places];
+  at.handle.store(0, relaxed);  // nobody may be using the pool; see the header
+  dying.reset(std::exchange(at.pool, nullptr));
+  dying_with_streams.reset(std::exchange(at.streams, nullptr));
 }
 
 void* orderly_allocate(orderly_pool* pool, size_t bytes) { return orderly_allocate_aligned(pool, bytes, 1); }
 
 void* orderly_allocate_aligned(orderly_pool* pool, size_t bytes, size_t alignment) {
-  orderly::pool* const found = find(pool);
+  const place* const found = find(pool);
   if (found == nullptr) {
     fail(orderly::error::pool_gone);
     return nullptr;
   }
-  void* const block = found->try_allocate(bytes, alignment);
+  if (found->streams != nullptr) return orderly::c_api::allocate(*found->streams, bytes, alignment, default_stream);
+  void* const block = found->pool->try_allocate(bytes, alignment);
   if (block == nullptr) {
-    const bool possible = std::has_single_bit(alignment) && alignment <= found->chunk();
+    const bool possible = std::has_single_bit(alignment) && alignment <= found->pool->chunk();
     std::snprintf(last_error.data(), last_error.size(), "orderly: no block of %zu bytes aligned to %zu: %s", bytes,
                   alignment,
                   orderly::to_string(possible ? orderly::error::out_of_memory : orderly::error::invalid_argument));
@@ -127,46 +190,47 @@ void* orderly_allocate_aligned(orderly_pool* pool, size_t bytes, size_t alignmen
 }
 
 int orderly_deallocate(orderly_pool* pool, void* pointer, size_t bytes) {
-  orderly::pool* const found = find(pool);
+  const place* const found = find(pool);
   if (pointer == nullptr) return ORDERLY_OK;
   if (found == nullptr) return fail({.code = orderly::error::pool_gone, .pointer = pointer, .bytes = bytes});
+  if (found->streams != nullptr) return orderly::c_api::deallocate(*found->streams, pointer, bytes, default_stream);
   orderly::bad_free report;
-  const orderly::error code = found->try_deallocate(pointer, bytes, &report);
+  const orderly::error code = found->pool->try_deallocate(pointer, bytes, &report);
   if (code == orderly::error::none) [[likely]]
     return ORDERLY_OK;
   return fail(report);
 }
 
 int orderly_defragment(orderly_pool* pool) {
-  orderly::pool* const found = find(pool);
+  const place* const found = find(pool);
   if (found == nullptr) return fail(orderly::error::pool_gone);
-  found->defragment();
+  of_either(*found, [](auto& of) { return of.defragment(); });
   return ORDERLY_OK;
 }
 
 int orderly_trim(orderly_pool* pool, size_t keep_bytes) {
-  orderly::pool* const found = find(pool);
+  const place* const found = find(pool);
   if (found == nullptr) return fail(orderly::error::pool_gone);
-  found->trim(keep_bytes);
+  of_either(*found, [=](auto& of) { return of.trim(keep_bytes); });
   return ORDERLY_OK;
 }
 
 size_t orderly_block_size(const orderly_pool* pool, const void* pointer) {
-  const orderly::pool* const found = find(pool);
-  return found == nullptr ? 0 : found->block_size(pointer);
+  const place* const found = find(pool);
+  return found == nullptr ? 0 : of_either(*found, [=](auto& of) { return of.block_size(pointer); });
 }
 
 int orderly_owns(const orderly_pool* pool, const void* pointer) {
-  const orderly::pool* const found = find(pool);
-  return found != nullptr && found->owns(pointer) ? 1 : 0;
+  const place* const found = find(pool);
+  return found != nullptr && of_either(*found, [=](auto& of) { return of.owns(pointer); }) ? 1 : 0;
 }
 
 int orderly_pool_stats(const orderly_pool* pool, orderly_stats* stats) {
   if (stats == nullptr) return fail(orderly::error::invalid_argument, "orderly_pool_stats: stats is null");
   *stats = {};
-  const orderly::pool* const found = find(pool);
+  const place* const found = find(pool);
   if (found == nullptr) return fail(orderly::error::pool_gone);
-  const orderly::statistics s = found->stats();
+  const orderly::statistics s = found->streams != nullptr ? found->streams->stats().memory : found->pool->stats();
   *stats = {s.requested, s.allocated, s.cached, s.committed, s.peak_requested, s.peak_committed, s.capacity,
             s.allocations, s.frees, s.failed, s.bad_frees, s.passes};
   return ORDERLY_OK;

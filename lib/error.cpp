@@ -14,6 +14,7 @@ const char* to_string(error code) noexcept {
     case error::invalid_argument: return "an option or argument is out of range";
     case error::out_of_memory: return "out of memory: the limit is reached and nothing could be reclaimed";
     case error::source_failed: return "the memory source refused to reserve or to commit";
+    case error::stream_failed: return "a stream cannot be waited for: its device has failed, or it is no stream";
     case error::double_free: return "double free: the block is free already";
     case error::interior_pointer: return "the pointer lies inside a live block, not at its start";
     case error::foreign_pointer: return "foreign pointer: no pool of this process handed it out";

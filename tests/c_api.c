@@ -72,6 +72,7 @@ static void use_errors(void) {
                               ORDERLY_ERROR_INVALID_ARGUMENT,
                               ORDERLY_ERROR_OUT_OF_MEMORY,
                               ORDERLY_ERROR_SOURCE_FAILED,
+                              ORDERLY_ERROR_STREAM_FAILED,
                               ORDERLY_ERROR_DOUBLE_FREE,
                               ORDERLY_ERROR_INTERIOR_POINTER,
                               ORDERLY_ERROR_FOREIGN_POINTER,

@@ -17,8 +17,8 @@ namespace {
 
 constexpr error every_error[] = {
     error::none,          error::invalid_argument, error::out_of_memory,      error::source_failed,
-    error::double_free,   error::interior_pointer, error::foreign_pointer,    error::misaligned_pointer,
-    error::size_mismatch, error::wrong_pool,       error::pool_gone,
+    error::stream_failed, error::double_free,      error::interior_pointer,   error::foreign_pointer,
+    error::size_mismatch, error::wrong_pool,       error::misaligned_pointer, error::pool_gone,
 };
 
 constexpr block_state every_state[] = {block_state::none,   block_state::free, block_state::cached,
@@ -28,6 +28,7 @@ static_assert(static_cast<int>(error::none) == ORDERLY_OK);
 static_assert(static_cast<int>(error::invalid_argument) == ORDERLY_ERROR_INVALID_ARGUMENT);
 static_assert(static_cast<int>(error::out_of_memory) == ORDERLY_ERROR_OUT_OF_MEMORY);
 static_assert(static_cast<int>(error::source_failed) == ORDERLY_ERROR_SOURCE_FAILED);
+static_assert(static_cast<int>(error::stream_failed) == ORDERLY_ERROR_STREAM_FAILED);
 static_assert(static_cast<int>(error::double_free) == ORDERLY_ERROR_DOUBLE_FREE);
 static_assert(static_cast<int>(error::interior_pointer) == ORDERLY_ERROR_INTERIOR_POINTER);
 static_assert(static_cast<int>(error::foreign_pointer) == ORDERLY_ERROR_FOREIGN_POINTER);

@@ -19,6 +19,7 @@ enum class error : int {
   invalid_argument = 1,    ///< an option or argument is out of range
   out_of_memory = 2,       ///< the limit is reached and nothing could be reclaimed
   source_failed = 3,       ///< the memory source refused to reserve or to commit
+  stream_failed = 4,       ///< a stream cannot be waited for: its device has failed, or the handle names no stream
   double_free = 10,        ///< the block is free or cached already
   interior_pointer = 11,   ///< the pointer lies inside a live block, not at its start
   foreign_pointer = 12,    ///< no pool of this process serves the pointer

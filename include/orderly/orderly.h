@@ -1,7 +1,12 @@
 /* The C interface, usable from C11. Names and values are stable across releases.
  *
  * Thread safety: every function except orderly_pool_destroy may be called from any thread at any time. A handle whose
- * pool was destroyed is recognised: functions that return a code return ORDERLY_ERROR_POOL_GONE, others null. */
+ * pool was destroyed is recognised: functions that return a code return ORDERLY_ERROR_POOL_GONE, others null.
+ *
+ * All functions serve pools of device memory as well, which orderly/orderly_cuda.h creates. In those, orderly_allocate and
+ * orderly_deallocate mean the legacy default stream: the block is for work that enters that stream from now on, and work
+ * that is in it may still use what is freed. Other streams' use is for the program to order; a block for another stream
+ * is better had from orderly_allocate_async. */
 #ifndef ORDERLY_H
 #define ORDERLY_H
 
@@ -18,6 +23,7 @@ enum {
   ORDERLY_ERROR_INVALID_ARGUMENT = 1,    /* an option or argument is out of range */
   ORDERLY_ERROR_OUT_OF_MEMORY = 2,       /* the limit is reached and nothing could be reclaimed */
   ORDERLY_ERROR_SOURCE_FAILED = 3,       /* the memory source refused to reserve or to commit */
+  ORDERLY_ERROR_STREAM_FAILED = 4,       /* a stream cannot be waited for: its device failed, or it is no stream */
   ORDERLY_ERROR_DOUBLE_FREE = 10,        /* the block is free already */
   ORDERLY_ERROR_INTERIOR_POINTER = 11,   /* the pointer lies inside a live block, not at its start */
   ORDERLY_ERROR_FOREIGN_POINTER = 12,    /* no pool of this process serves the pointer */
@@ -39,14 +45,16 @@ typedef struct {
  * ORDERLY_ERROR_SOURCE_FAILED, or ORDERLY_ERROR_OUT_OF_MEMORY (1024 pools exist); on an error *pool is null. */
 ORDERLY_API int orderly_pool_create_host(const orderly_options *options, orderly_pool **pool);
 
-/* Releases the pool with all its blocks. No other thread may be inside a call on this pool. Null or a handle whose pool
- * is gone is ignored. */
+/* Releases the pool with all its blocks. No other thread may be inside a call on this pool, and no stream may have work
+ * left that uses its memory. Null or a handle whose pool is gone is ignored. */
 ORDERLY_API void orderly_pool_destroy(orderly_pool *pool);
 
-/* A block of at least `bytes` bytes (0 counts as 1), aligned to the granule. Null: out of memory. */
+/* A block of at least `bytes` bytes (0 counts as 1), aligned to the granule. Null: out of memory, or as
+ * orderly_last_error tells. */
 ORDERLY_API void *orderly_allocate(orderly_pool *pool, size_t bytes);
 
-/* The same, aligned to `alignment`: a power of two, at most the chunk. */
+/* The same, aligned to `alignment`: a power of two, at most the chunk (device memory in one piece: at most its own
+ * alignment). */
 ORDERLY_API void *orderly_allocate_aligned(orderly_pool *pool, size_t bytes, size_t alignment);
 
 /* Frees a block; bytes as requested, or 0: unknown. Null is ignored. Returns ORDERLY_OK or a code; a refused free
