@@ -45,20 +45,6 @@ bool is_ours(cudaError_t failure) noexcept {
   }
 }
 
-/// Null: the driver has no such function. There are no variants for per-thread default streams of those asked for here.
-void* driver_function(const char* name) noexcept {
-  void* address = nullptr;
-  cudaDriverEntryPointQueryResult outcome = cudaDriverEntryPointSymbolNotFound;
-  const cudaError_t result = cuda_call([&] {
-#if CUDART_VERSION >= 12050  // since then; the other one is deprecated in 13
-    return cudaGetDriverEntryPointByVersion(name, &address, 12000, cudaEnableLegacyStream, &outcome);
-#else
-    return cudaGetDriverEntryPoint(name, &address, cudaEnableLegacyStream, &outcome);
-#endif
-  });
-  return result == cudaSuccess && outcome == cudaDriverEntryPointSuccess ? address : nullptr;
-}
-
 }  // namespace
 
 bool cuda_is_over() noexcept { return over.load(relaxed); }  // a hint: see the declaration
@@ -104,6 +90,19 @@ outside_capture::outside_capture() noexcept
 
 outside_capture::~outside_capture() {
   if (exchanged_) static_cast<void>(cuda_call([&] { return cudaThreadExchangeStreamCaptureMode(&mode_); }));
+}
+
+void* driver_function(const char* name) noexcept {
+  void* address = nullptr;
+  cudaDriverEntryPointQueryResult outcome = cudaDriverEntryPointSymbolNotFound;
+  const cudaError_t result = cuda_call([&] {
+#if CUDART_VERSION >= 12050  // since then; the other one is deprecated in 13
+    return cudaGetDriverEntryPointByVersion(name, &address, 12000, cudaEnableLegacyStream, &outcome);
+#else
+    return cudaGetDriverEntryPoint(name, &address, cudaEnableLegacyStream, &outcome);
+#endif
+  });
+  return result == cudaSuccess && outcome == cudaDriverEntryPointSuccess ? address : nullptr;
 }
 
 driver_functions driver_functions::find() noexcept {

@@ -84,6 +84,10 @@ class outside_capture {
   bool exchanged_ = false;
 };
 
+/// A function of the driver, as CUDA 12.0 has it. Null: it has no such function. There are no variants for per-thread
+/// default streams of those that are asked for.
+[[nodiscard]] void* driver_function(const char* name) noexcept;
+
 /// Functions of the driver that serve better than the runtime's. The runtime would write "not ready" over an error that
 /// the program has not fetched yet, and would make a context on whatever device is current in the calling thread. All
 /// set, or all null where the driver does not give them.

@@ -6,6 +6,14 @@
 #include <array>
 #include <cstdint>
 
+/// Keeps __tls_get_addr off the hot path. A library that a running program loads finds hardly any room for variables with
+/// fixed offsets, and is compiled without.
+#ifdef ORDERLY_LOADED_LATE
+#define ORDERLY_FIXED_OFFSET
+#else
+#define ORDERLY_FIXED_OFFSET [[gnu::tls_model("initial-exec")]]
+#endif
+
 namespace orderly::detail {
 
 class front;
@@ -36,7 +44,7 @@ struct thread_fronts {
   void keep(const entry& e) noexcept { latest = entries[e.serial % size] = e; }
 };
 
-[[gnu::tls_model("initial-exec")]] extern thread_local constinit thread_fronts this_thread_fronts;
+ORDERLY_FIXED_OFFSET extern thread_local constinit thread_fronts this_thread_fronts;
 
 /// Notes that this thread holds `of` under `serial`, the number of `pool` or of one of its lanes, so that its exit gives it
 /// back. False: the thread is exiting, or the system refused memory; the front is the caller's to give back.
@@ -78,6 +86,6 @@ struct thread_lanes {
   void keep(const entry& e) noexcept { latest = entries[place(e.stream)] = e; }
 };
 
-[[gnu::tls_model("initial-exec")]] extern thread_local constinit thread_lanes this_thread_lanes;
+ORDERLY_FIXED_OFFSET extern thread_local constinit thread_lanes this_thread_lanes;
 
 }  // namespace orderly::detail
