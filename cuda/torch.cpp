@@ -20,6 +20,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -60,8 +61,9 @@ struct environment {
 /// 0: not a number of bytes.
 std::size_t bytes_of(const char* text) noexcept {
   char* end = nullptr;
+  errno = 0;
   const unsigned long long number = std::strtoull(text, &end, 10);
-  if (end == text || std::strchr(text, '-') != nullptr) return 0;
+  if (end == text || errno != 0 || std::strchr(text, '-') != nullptr) return 0;
   constexpr char units[] = "KMGT";
   unsigned shift = 0;
   if (*end != '\0') {
