@@ -1,7 +1,6 @@
 #include "measure.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
@@ -70,17 +69,6 @@ bool serves(const peer_entry& entry, arena_config arena, const replay_plan& plan
 }
 
 }  // namespace
-
-latency summarise(std::vector<std::uint64_t>& ticks, const clock_scale& scale) {
-  if (ticks.empty()) return {};
-  std::sort(ticks.begin(), ticks.end());
-  const auto nanoseconds = [&](double fraction) {
-    const auto rank = static_cast<std::size_t>(std::ceil(fraction * static_cast<double>(ticks.size())));
-    const std::uint64_t sample = ticks[std::max<std::size_t>(rank, 1) - 1];
-    return static_cast<double>(sample - std::min(sample, scale.overhead)) * scale.nanoseconds_per_tick;
-  };
-  return {nanoseconds(0.5), nanoseconds(0.99), nanoseconds(0.999), nanoseconds(1)};
-}
 
 measurement measure(const peer_entry& entry, const arena_config& arena, const replay_plan& plan,
                     const replay_settings& settings, std::size_t repetitions, const clock_scale& scale) {

@@ -5,22 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <vector>
 
 #include "clock.hpp"
+#include "latency.hpp"
 #include "peer/peer.hpp"
 #include "replay.hpp"
 #include "trace.hpp"
 
 namespace orderly::bench {
-
-/// Nanoseconds of one kind of call; the percentiles are exact samples (nearest rank).
-struct latency {
-  double p50 = 0;
-  double p99 = 0;
-  double p999 = 0;
-  double max = 0;
-};
 
 /// Trivially copyable: it is handed over from the process that measured it.
 struct measurement {
@@ -34,9 +26,6 @@ struct measurement {
   std::optional<std::uint64_t> peak_committed_bytes;  ///< none: the allocator cannot tell
   std::optional<std::uint64_t> smallest_limit_bytes;  ///< none: not asked for, or no limit serves the trace
 };
-
-/// Nanoseconds at p50, p99, p99.9 and the maximum of `ticks`, which this sorts, less the clock's own time.
-[[nodiscard]] latency summarise(std::vector<std::uint64_t>& ticks, const clock_scale& scale);
 
 /// Replays `repetitions` times, each with a new peer. Times are medians over the repetitions; failures, refused frees
 /// and committed memory are those of the worst. Throws std::runtime_error when the peer cannot be made.

@@ -31,6 +31,10 @@ class orderly_stream_peer {
   void deallocate(void* block, std::size_t bytes, stream_handle stream) noexcept {
     pool_.deallocate(block, bytes, stream);
   }
+  [[nodiscard]] stream_counts counts() const noexcept {
+    const stream_statistics made = pool_.stats();
+    return {made.events_recorded, made.waits};
+  }
 
  private:
   [[nodiscard]] static stream_options settings() {
@@ -84,16 +88,27 @@ class classic_peer {
     if (next_ + size <= base_ + bytes_) return std::exchange(next_, next_ + size);
     for (auto& [other, blocks] : streams) {
       if (blocks.empty()) continue;
-      if (driver_->query(blocks.front().event) != event_status::complete &&
-          !driver_->wait(stream, blocks.front().event))
-        continue;
+      if (driver_->query(blocks.front().event) != event_status::complete) {
+        if (!driver_->wait(stream, blocks.front().event)) continue;
+        ++counts_.waits;
+      }
       return take(blocks);
     }
     return nullptr;
   }
   void deallocate(void* block, std::size_t bytes, stream_handle stream) noexcept {
     const std::lock_guard lock(mutex_);
+    ++counts_.records;
     free_[std::bit_ceil(bytes)][stream].push_back({block, driver_->record(stream)});
+  }
+  [[nodiscard]] stream_counts counts() const noexcept {
+    const std::lock_guard lock(mutex_);
+    return counts_;
+  }
+  /// Bytes divided into blocks so far.
+  [[nodiscard]] std::size_t divided() const noexcept {
+    const std::lock_guard lock(mutex_);
+    return static_cast<std::size_t>(next_ - base_);
   }
 
  private:
@@ -113,7 +128,8 @@ class classic_peer {
   std::size_t bytes_;
   std::byte* base_;
   std::byte* next_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
+  stream_counts counts_;
   std::map<std::size_t, std::map<stream_handle, std::deque<freed>>> free_;
 };
 

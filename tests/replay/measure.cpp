@@ -1,4 +1,4 @@
-// Statistics and the search for the smallest limit: bench/replay/measure.hpp, bench/replay/clock.hpp.
+// Statistics and the search for the smallest limit: bench/replay/measure.hpp, bench/latency.hpp, bench/clock.hpp.
 #include "measure.hpp"
 
 #include <doctest/doctest.h>
