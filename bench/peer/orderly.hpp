@@ -15,12 +15,17 @@ class orderly_peer {
   static constexpr std::string_view name = "orderly";
   static constexpr bool arena = true;
 
-  explicit orderly_peer(const arena_config& config)
-      : pool_(options{.capacity = config.capacity,
-                      .chunk = config.chunk,
-                      .limit = config.limit,
-                      .on_out_of_memory = {},
-                      .on_bad_free = on_bad_free::abort}) {}
+  explicit orderly_peer(const arena_config& config) : pool_(options_for(config)) {}
+
+  [[nodiscard]] static options options_for(const arena_config& config) {
+    options settings{.capacity = config.capacity,
+                     .chunk = config.chunk,
+                     .limit = config.limit,
+                     .on_out_of_memory = {},
+                     .on_bad_free = on_bad_free::abort};
+    if (config.slack >= 0) settings.slack = config.slack;
+    return settings;
+  }
 
   [[nodiscard]] void* allocate(std::size_t bytes) noexcept { return pool_.try_allocate(bytes); }
   void deallocate(void* pointer, std::size_t bytes) noexcept { pool_.deallocate(pointer, bytes); }

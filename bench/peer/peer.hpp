@@ -4,7 +4,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -15,6 +17,14 @@ struct arena_config {
   std::size_t capacity = std::size_t{16} << 30;  ///< bytes of addresses
   std::size_t limit = 0;                         ///< most bytes committed; 0: the capacity
   std::size_t chunk = 0;                         ///< unit of commitment; 0: the peer's default
+  std::size_t run_ahead = 1024;                  ///< most pieces of work that wait in a stream, at least 1
+  double slack = -1;                             ///< see orderly::options; negative: orderly's default
+};
+
+/// What a peer has put into streams so far.
+struct stream_work {
+  std::uint64_t records = 0;  ///< events
+  std::uint64_t waits = 0;    ///< of streams for events
 };
 
 /// A peer for code that chooses at run time (the replay). Benchmarks use the peer's static type instead.
@@ -28,6 +38,17 @@ class any_peer {
   /// Bytes that the peer holds now, and the most it ever held; 0: it cannot tell.
   [[nodiscard]] virtual std::size_t committed() const noexcept { return 0; }
   [[nodiscard]] virtual std::size_t peak_committed() const noexcept { return 0; }
+
+  /// For peers that know streams; others take all streams for one. Streams have small numbers, and each thread of the
+  /// replay has one.
+  virtual void* allocate_in(std::size_t, std::size_t bytes) noexcept { return allocate(bytes); }
+  virtual bool deallocate_in(std::size_t, void* pointer, std::size_t bytes) noexcept {
+    return deallocate(pointer, bytes);
+  }
+  /// Puts work into the stream that writes to the block.
+  virtual void use_in(std::size_t, void*) {}
+  /// None: the peer knows no streams.
+  [[nodiscard]] virtual std::optional<stream_work> made() const noexcept { return std::nullopt; }
 };
 
 struct peer_entry {
@@ -39,7 +60,10 @@ struct peer_entry {
 /// Every peer that serves all sizes, orderly first.
 [[nodiscard]] std::span<const peer_entry> peers() noexcept;
 
-/// The entry of that name, or null.
+/// The peers that know streams. Their streams are software streams.
+[[nodiscard]] std::span<const peer_entry> stream_peers() noexcept;
+
+/// The entry of that name in either list, or null.
 [[nodiscard]] const peer_entry* find_peer(std::string_view name) noexcept;
 
 /// Call it first in main. glibc keeps little room for the thread-local storage of libraries that are loaded later, and

@@ -65,8 +65,11 @@ std::span<const peer_entry> peers() noexcept {
 }
 
 const peer_entry* find_peer(std::string_view name) noexcept {
-  const auto found = std::ranges::find(peers(), name, &peer_entry::name);
-  return found == peers().end() ? nullptr : &*found;
+  for (const std::span<const peer_entry> list : {peers(), stream_peers()}) {
+    const auto found = std::ranges::find(list, name, &peer_entry::name);
+    if (found != list.end()) return &*found;
+  }
+  return nullptr;
 }
 
 }  // namespace orderly::bench

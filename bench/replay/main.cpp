@@ -51,9 +51,12 @@ std::vector<const peer_entry*> choose_peers(const std::vector<std::string>& name
 }
 
 void list_peers() {
-  for (const peer_entry& entry : peers())
-    std::printf("%-20.*s %-16s %s\n", static_cast<int>(entry.name.size()), entry.name.data(),
-                entry.arena ? "arena" : "general purpose", is_available(entry) ? "" : "not available here");
+  const auto print = [](const peer_entry& entry, const char* kind) {
+    std::printf("%-24.*s %-16s %s\n", static_cast<int>(entry.name.size()), entry.name.data(), kind,
+                is_available(entry) ? "" : "not available here");
+  };
+  for (const peer_entry& entry : peers()) print(entry, entry.arena ? "arena" : "general purpose");
+  for (const peer_entry& entry : stream_peers()) print(entry, "arena, streams");
 }
 
 std::size_t processors() {
@@ -71,6 +74,8 @@ arena_config arena_for(const replay_options& options, const trace& recorded) {
   arena.capacity = options.capacity != 0 ? options.capacity : enough;
   arena.limit = options.limit;
   arena.chunk = options.chunk;
+  arena.run_ahead = options.run_ahead;
+  arena.slack = options.slack;
   return arena;
 }
 

@@ -57,6 +57,7 @@ measurement measure_once(const peer_entry& entry, const arena_config& arena, con
   result.allocate = summarise(outcome.allocate_ticks, scale);
   result.free = summarise(outcome.free_ticks, scale);
   result.peak_live_bytes = outcome.peak_live_bytes;
+  result.made = outcome.made;
   if (outcome.peak_committed_bytes != 0) result.peak_committed_bytes = outcome.peak_committed_bytes;
   return result;
 }

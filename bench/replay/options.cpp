@@ -29,6 +29,8 @@ constexpr const char* notes =
     "arena; times are medians over the repetitions, memory and failures those of the worst.\n\n"
     "Memory: committed is what the allocator holds, live what the trace holds at its peak. Blocks are not written\n"
     "unless --touch is given. Each allocator runs in a process of its own.\n\n"
+    "Streams: allocators named *-streams serve each replaying thread in a software stream of its own. Every allocation is\n"
+    "followed by work in its stream that writes to the block; a block is freed in the stream of its allocation.\n\n"
     "--find-limit: one copy, in recorded order, on the same threads; searched upwards from the peak of live bytes in\n"
     "steps that double, then bisected, to the chunk (64 KiB where --chunk is not given).\n\n"
     "Exit status: 0; 1 if something asked for could not be measured; 2 if the input or the arguments are wrong.";
@@ -46,7 +48,8 @@ const std::map<std::string, std::uint64_t> units{
 std::string check_peer(const std::string& name) {
   if (find_peer(name) != nullptr) return {};
   std::string text = "unknown allocator '" + name + "', known are:";
-  for (const peer_entry& entry : peers()) text.append(" ").append(entry.name);
+  for (const auto list : {peers(), stream_peers()})
+    for (const peer_entry& entry : list) text.append(" ").append(entry.name);
   return text;
 }
 
@@ -76,7 +79,7 @@ std::string check_plot(const std::string& name) {
 
 void add_choices(CLI::App& app, replay_options& chosen) {
   app.add_option("trace", chosen.traces, "Files to replay, one after the other")->type_name("FILE");
-  app.add_option("-a,--allocator", chosen.allocators, "Allocators to compare; all that are available by default")
+  app.add_option("-a,--allocator", chosen.allocators, "Allocators to compare; by default all that are available and know no streams")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->check(CLI::Validator(check_peer, ""))
@@ -119,6 +122,14 @@ void add_sizes(CLI::App& app, replay_options& chosen) {
   app.add_option("--capacity", chosen.capacity, "Addresses of an arena; by default 16 GiB, or what the trace needs")
       ->transform(bytes)
       ->type_name("BYTES");
+  app.add_option("--run-ahead", chosen.run_ahead,
+                 "Most pieces of work that wait in a stream before its thread waits for it (default: 1024, as many as "
+                 "launches of CUDA)")
+      ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 32).description(""))
+      ->type_name("N");
+  app.add_option("--slack", chosen.slack, "orderly's option slack: idle memory kept, as a fraction of the peak")
+      ->check(CLI::Range(0.0, 1000.0).description(""))
+      ->type_name("F");
 }
 
 void add_outputs(CLI::App& app, replay_options& chosen) {

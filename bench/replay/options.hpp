@@ -23,6 +23,8 @@ struct replay_options {
   std::uint64_t chunk = 0;     ///< 0: the peer's default
   std::uint64_t limit = 0;     ///< 0: none
   std::uint64_t capacity = 0;  ///< 0: enough for the trace
+  std::size_t run_ahead = 1024;
+  double slack = -1;           ///< negative: orderly's default
   std::uint64_t unit = 1;
   bool touch = false;
   bool find_limit = false;

@@ -59,8 +59,9 @@ struct shared_state {
 
 class alignas(cache_line) worker {
  public:
-  worker(shared_state& shared, instance& copy, const replay_plan::thread& plan)
-      : shared_(shared), copy_(copy), plan_(plan) {
+  /// The threads of the copy have streams from `first_stream` on.
+  worker(shared_state& shared, instance& copy, const replay_plan::thread& plan, std::size_t first_stream)
+      : shared_(shared), copy_(copy), plan_(plan), first_stream_(first_stream) {
     const auto frees = static_cast<std::size_t>(
         std::count_if(plan.events.begin(), plan.events.end(), [](const event& e) { return e.what == action::free; }));
     free_ticks_.reserve(frees);
@@ -104,13 +105,14 @@ class alignas(cache_line) worker {
 
   bool allocate(const event& call) {
     const std::uint64_t begin = section_begin();
-    void* const pointer = shared_.peer.allocate(call.bytes);
+    void* const pointer = shared_.peer.allocate_in(first_stream_ + call.thread, call.bytes);
     const std::uint64_t end = section_end();
     allocate_ticks_.push_back(end - begin);
     if (pointer == nullptr) return refuse(call);
     const std::uint64_t live = shared_.live.fetch_add(call.bytes, std::memory_order::relaxed) + call.bytes;
     peak_live_ = std::max(peak_live_, live);
     if (shared_.settings.touch) touch(pointer, call.bytes);
+    shared_.peer.use_in(first_stream_ + call.thread, pointer);
     if (shared_.seen != nullptr) shared_.seen->addresses[call.block] = reinterpret_cast<std::uintptr_t>(pointer);
     copy_.pointers[call.block].store(pointer, std::memory_order::release);
     return true;
@@ -133,7 +135,7 @@ class alignas(cache_line) worker {
     // Before the call: afterwards another thread may have the memory already, and it would count twice.
     shared_.live.fetch_sub(call.bytes, std::memory_order::relaxed);
     const std::uint64_t begin = section_begin();
-    const bool good = shared_.peer.deallocate(pointer, call.bytes);
+    const bool good = shared_.peer.deallocate_in(first_stream_ + call.thread, pointer, call.bytes);
     const std::uint64_t end = section_end();
     free_ticks_.push_back(end - begin);
     if (!good) ++refused_frees_;
@@ -153,6 +155,7 @@ class alignas(cache_line) worker {
   shared_state& shared_;
   instance& copy_;
   const replay_plan::thread& plan_;
+  std::size_t first_stream_;
   std::vector<std::uint64_t> allocate_ticks_;
   std::vector<std::uint64_t> free_ticks_;
   std::size_t failures_ = 0;
@@ -175,12 +178,13 @@ void run_all(std::vector<worker>& workers, shared_state& shared) {
   open(shared_state::gate::open);
 }
 
-void free_rest(any_peer& peer, const replay_plan& plan, instance& copy) {
+void free_rest(any_peer& peer, const replay_plan& plan, instance& copy, std::size_t first_stream) {
   for (const replay_plan::thread& thread : plan.threads) {
     for (const event& call : thread.events) {
       if (call.what != action::allocate) continue;
       void* const pointer = copy.pointers[call.block].load(std::memory_order::relaxed);
-      if (pointer != nullptr && pointer != refused) static_cast<void>(peer.deallocate(pointer, call.bytes));
+      if (pointer != nullptr && pointer != refused)
+        static_cast<void>(peer.deallocate_in(first_stream + call.thread, pointer, call.bytes));
     }
   }
 }
@@ -211,13 +215,16 @@ replay_plan plan_replay(const trace& recorded, std::size_t threads) {
   plan.events = recorded.events.size();
   plan.threads.resize(std::clamp<std::size_t>(threads, 1, std::max<std::size_t>(recorded.threads, 1)));
   const std::vector<std::size_t> assigned = assign_threads(recorded, plan.threads.size());
+  std::vector<std::uint16_t> allocating(recorded.blocks);
   const replay_plan::thread* previous = nullptr;
   for (std::uint64_t position = 0; position < recorded.events.size(); ++position) {
     const event& call = recorded.events[position];
     replay_plan::thread& thread = plan.threads[assigned[call.thread]];
+    if (call.what == action::allocate) allocating[call.block] = static_cast<std::uint16_t>(assigned[call.thread]);
     if (&thread != previous) thread.turns.push_back({position, 0});
     ++thread.turns.back().count;
     thread.events.push_back(call);
+    thread.events.back().thread = allocating[call.block];
     previous = &thread;
   }
   return plan;
@@ -233,13 +240,15 @@ replay_outcome replay(any_peer& peer, const replay_plan& plan, const replay_sett
   std::vector<worker> workers;
   for (std::size_t i = 0; i < settings.copies; ++i) {
     instance& copy = *copies.emplace_back(std::make_unique<instance>(plan.blocks));
-    for (const replay_plan::thread& thread : plan.threads) workers.emplace_back(shared, copy, thread);
+    for (const replay_plan::thread& thread : plan.threads)
+      workers.emplace_back(shared, copy, thread, i * plan.threads.size());
   }
   run_all(workers, shared);
   replay_outcome total;
   for (const worker& each : workers) each.add_to(total);
   total.peak_committed_bytes = peer.peak_committed();
-  for (const auto& copy : copies) free_rest(peer, plan, *copy);
+  total.made = peer.made();
+  for (std::size_t i = 0; i < copies.size(); ++i) free_rest(peer, plan, *copies[i], i * plan.threads.size());
   return total;
 }
 

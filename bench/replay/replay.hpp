@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "peer/peer.hpp"
@@ -24,7 +25,7 @@ struct replay_plan {
     std::uint64_t count = 0;
   };
   struct thread {
-    std::vector<event> events;
+    std::vector<event> events;  ///< event::thread is the number, in `threads`, of the thread that allocates the block
     std::vector<turn> turns;
   };
 
@@ -50,6 +51,7 @@ struct replay_outcome {
   std::size_t refused_frees = 0;              ///< frees that the allocator called bad
   std::uint64_t peak_live_bytes = 0;          ///< highest sum of live sizes, over all copies
   std::size_t peak_committed_bytes = 0;       ///< as the allocator tells; 0: it cannot
+  std::optional<stream_work> made;            ///< as the allocator tells
 };
 
 /// What a replay of one copy in recorded order writes down beside its measurements.

@@ -93,6 +93,8 @@ void add_measurement(json& entry, const measurement& m, const report_section& se
   entry["peak_live_bytes"] = m.peak_live_bytes;
   entry["peak_committed_bytes"] = or_null(m.peak_committed_bytes);
   entry["smallest_limit_bytes"] = or_null(m.smallest_limit_bytes);
+  entry["records"] = m.made ? json(m.made->records) : json();
+  entry["waits"] = m.made ? json(m.made->waits) : json();
 }
 
 /// The keys of add_measurement, all null.

@@ -173,9 +173,10 @@ class slots_work {
 
   void fill(slot& emptied, std::size_t bytes) {
     const stream_handle stream = streams_.next();
-    emptied = {peer_.allocate(bytes, stream), bytes, stream};
-    benchmark::DoNotOptimize(emptied.block);
-    refused_ += emptied.block == nullptr;
+    void* const block = peer_.allocate(bytes, stream);
+    benchmark::DoNotOptimize(block);
+    refused_ += block == nullptr;
+    emptied = {block, bytes, stream};
   }
   void empty(const slot& filled) {
     if (filled.block != nullptr) peer_.deallocate(filled.block, filled.bytes, filled.stream);
