@@ -10,6 +10,8 @@
 #include <span>
 #include <string_view>
 
+#include "orderly/software_stream.hpp"
+
 namespace orderly::bench {
 
 /// How a peer with an arena of its own is set up; general-purpose allocators ignore it.
@@ -17,6 +19,7 @@ struct arena_config {
   std::size_t capacity = std::size_t{16} << 30;  ///< bytes of addresses
   std::size_t limit = 0;                         ///< most bytes committed; 0: the capacity
   std::size_t chunk = 0;                         ///< unit of commitment; 0: the peer's default
+  software_schedule schedule = software_schedule::workers;  ///< when streams work
   std::size_t run_ahead = 1024;                  ///< most pieces of work that wait in a stream, at least 1
   double slack = -1;                             ///< see orderly::options; negative: orderly's default
 };

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <mutex>
 #include <optional>
-#include <thread>
 
 #include "orderly/software_stream.hpp"
 #include "orderly/stream_pool.hpp"
@@ -22,7 +21,7 @@ class bounded_stream {
   bounded_stream(const software_device& device, std::size_t most) : stream_(device), most_(most) {}
   [[nodiscard]] stream_handle handle() const noexcept { return stream_.handle(); }
   void write(void* to) {
-    while (queued_ - done_.load(std::memory_order_relaxed) >= most_) std::this_thread::yield();  // a figure
+    if (queued_ - done_.load(std::memory_order_relaxed) >= most_) stream_.synchronize();  // a figure
     ++queued_;
     stream_.enqueue([to, this] {
       *static_cast<char*>(to) = 1;
@@ -40,7 +39,7 @@ class bounded_stream {
 
 class stream_set {
  public:
-  explicit stream_set(std::size_t run_ahead) : run_ahead_(run_ahead) {}
+  explicit stream_set(const arena_config& config) : run_ahead_(config.run_ahead), device_(config.schedule) {}
   ~stream_set() {
     for (auto& each : streams_) delete each.load(std::memory_order_relaxed);  // no other thread
   }
@@ -72,7 +71,7 @@ class stream_set {
 template <class Pool>
 class adapter final : public any_peer {
  public:
-  explicit adapter(const arena_config& config) : streams_(config.run_ahead), pool_(config, streams_.device()) {}
+  explicit adapter(const arena_config& config) : streams_(config), pool_(config, streams_.device()) {}
   ~adapter() override { streams_.finish(); }  // work in streams writes to the pool's memory
 
   void* allocate(std::size_t bytes) noexcept override { return allocate_in(0, bytes); }

@@ -74,6 +74,7 @@ arena_config arena_for(const replay_options& options, const trace& recorded) {
   arena.capacity = options.capacity != 0 ? options.capacity : enough;
   arena.limit = options.limit;
   arena.chunk = options.chunk;
+  arena.schedule = options.schedule;
   arena.run_ahead = options.run_ahead;
   arena.slack = options.slack;
   return arena;

@@ -42,6 +42,9 @@ constexpr std::uint64_t smallest_chunk = 4096;
 constexpr std::uint64_t largest_size = std::uint64_t{1} << 48;
 
 const std::map<std::string, replay_order> orders{{"trace", replay_order::recorded}, {"free", replay_order::free}};
+const std::map<std::string, software_schedule> schedules{{"workers", software_schedule::workers},
+                                                         {"eager", software_schedule::eager},
+                                                         {"random", software_schedule::random}};
 const std::map<std::string, std::uint64_t> units{
     {"B", 1}, {"KiB", std::uint64_t{1} << 10}, {"MiB", std::uint64_t{1} << 20}, {"GiB", std::uint64_t{1} << 30}};
 
@@ -122,6 +125,11 @@ void add_sizes(CLI::App& app, replay_options& chosen) {
   app.add_option("--capacity", chosen.capacity, "Addresses of an arena; by default 16 GiB, or what the trace needs")
       ->transform(bytes)
       ->type_name("BYTES");
+  app.add_option_function<std::string>(
+         "--schedule", [&chosen](const std::string& name) { chosen.schedule = schedules.at(name); },
+         "When streams work: on threads of their own (default); at once, within the calls; or by chance, within the calls")
+      ->check(CLI::IsMember(schedules).description(""))
+      ->type_name("workers|eager|random");
   app.add_option("--run-ahead", chosen.run_ahead,
                  "Most pieces of work that wait in a stream before its thread waits for it (default: 1024, as many as "
                  "launches of CUDA)")

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "orderly/software_stream.hpp"
 #include "replay.hpp"
 
 namespace orderly::bench {
@@ -23,6 +24,7 @@ struct replay_options {
   std::uint64_t chunk = 0;     ///< 0: the peer's default
   std::uint64_t limit = 0;     ///< 0: none
   std::uint64_t capacity = 0;  ///< 0: enough for the trace
+  software_schedule schedule = software_schedule::workers;
   std::size_t run_ahead = 1024;
   double slack = -1;           ///< negative: orderly's default
   std::uint64_t unit = 1;
