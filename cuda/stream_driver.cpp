@@ -151,6 +151,12 @@ class cuda_stream_driver final : public stream_driver {
     return cuda_call([&] { return cudaEventSynchronize(marker); }) == cudaSuccess;
   }
 
+  [[nodiscard]] bool synchronize_all() noexcept override {
+    const detail::device_guard guard(device_);
+    const detail::outside_capture apart;
+    return guard.holds() && cuda_call([] { return cudaDeviceSynchronize(); }) == cudaSuccess;
+  }
+
   void release(event_handle event) noexcept override {
     if (event != nullptr) events_.give(static_cast<cudaEvent_t>(event));
   }

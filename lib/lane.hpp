@@ -17,6 +17,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "atomic.hpp"
 #include "depot.hpp"
@@ -24,6 +25,9 @@
 #include "orderly/stream.hpp"
 
 namespace orderly::detail {
+
+/// An event of the driver; released when its last holder lets it go. Null: none.
+using shared_event = std::shared_ptr<void>;
 
 struct graph_memory;
 
@@ -33,6 +37,7 @@ struct alignas(interference) lane {
 
   /// Nothing belongs to the lane, and nothing is on its way to it. Pre: pass mutex; the lane was released.
   [[nodiscard]] bool empty() const noexcept {
+    if (occupied) return false;
     // coming: release by whoever has put a parcel's blocks here -> acquire: the counts below include them. So first.
     if (coming.load(acquire) != 0) return false;
     for (const depot::shelf& each : shelves.by_class)
@@ -42,7 +47,7 @@ struct alignas(interference) lane {
 
   /// What one event covers.
   struct batch {
-    event_handle event = nullptr;
+    shared_event event;
     depot::chain blocks;
   };
 
@@ -65,10 +70,12 @@ struct alignas(interference) lane {
   atomic<std::uint64_t> held{0};      ///< bytes in large, open and sealed
   atomic<std::uint32_t> coming{0};    ///< parcels on the way to a front, whose blocks come here then
   atomic<std::uint64_t> seen{0};      ///< barriers that the stream has been made to wait for
+  atomic<std::uint64_t> over{0};      ///< of those, known to have passed; kept for idle streams only
+  atomic<bool> wanted{false};         ///< a pass could not seal what is open: its own thread has to
 
   // Guarded by lanes::barrier_mutex_.
-  event_handle mark = nullptr;  ///< covers the last free and all before
-  bool unmarked = false;        ///< the last free and maybe more: no mark could be had, so a later one must cover them
+  shared_event mark;      ///< covers the last free and all before
+  bool unmarked = false;  ///< the last free and maybe more: no mark could be had, so a later one must cover them
 
   /// Of the capture that the stream takes part in, as far as the pool knows; null: none. Written under the pass mutex.
   /// While it is set, the lane has no fronts, and its stream gets blocks of the graph's.
@@ -79,8 +86,10 @@ struct alignas(interference) lane {
   std::size_t first_sealed = 0;
   std::size_t sealed_count = 0;
   bool released = false;
+  shared_event final_event;  ///< of a released lane: behind everything
+  bool withheld = false;     ///< of a released lane: there is no such event, so only an idle device can tell
+  bool occupied = false;     ///< a thread that was stopped inside its front when the lane was released holds blocks of it
   bool sealable = true;  ///< an event can be put behind it now, so that a pass may take from its caches
-  event_handle final_event = nullptr;  ///< of a released lane: behind everything
 };
 
 }  // namespace orderly::detail

@@ -35,14 +35,20 @@ constexpr std::size_t direct = max_classes;
 // ------------------------------------------------------------------------------------------- frees, any thread
 
 /// Puts blocks where nothing covers them yet.
-void pool::state::hold(lane& in, std::size_t of_class, std::span<const std::uint32_t> blocks,
-                       std::uint64_t bytes) noexcept {
+void pool::state::hold(lane& in, std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint64_t bytes,
+                       const front* mine) noexcept {
   in.held.fetch_add(bytes, relaxed);       // a figure, and of bind(): it is above 0 while the lane has blocks
   in.open_bytes.fetch_add(bytes, relaxed);  // a figure
   while (!blocks.empty()) {
     const auto part = blocks.first(std::min(blocks.size(), max_magazine_blocks));
-    // Without an empty magazine, others are about to give some back: there are a million.
-    while (!depot_.send(in.open, of_class, part, nullptr)) std::this_thread::yield();
+    while (!depot_.send(in.open, of_class, part, nullptr)) {  // a million magazines are in use
+      std::unique_lock<std::mutex> lock;
+      if (mine != nullptr) lock = std::unique_lock(pass_mutex_, std::try_to_lock);  // a pass itself has none
+      if (lock)
+        settle_all(true);  // gives some back
+      else
+        std::this_thread::yield();
+    }
     blocks = blocks.subspan(part.size());
   }
 }
@@ -61,12 +67,8 @@ bool pool::state::hold_recorded(lane* in, node n, unsigned sixteenths) noexcept 
 /// From now on whoever takes from the store waits for what is in the stream now. False: no event can be had there.
 bool pool::state::add_barrier(lane& in) noexcept {
   const std::lock_guard lock(pass_mutex_);
-  event_handle const event = lanes_->record(in.stream);
-  if (event == nullptr) return false;
-  if (!lanes_->add_barrier(in, event)) {
-    lanes_->driver().release(event);
-    return false;
-  }
+  const shared_event event = lanes_->record(in.stream);
+  if (event == nullptr || !lanes_->add_barrier(in, event)) return false;
   store_.memory().hold_back(true);  // before the blocks are given
   return true;
 }
@@ -91,7 +93,7 @@ void pool::state::give_direct(front* mine, lane* in, node n, unsigned sixteenths
     }
     same.count.fetch_sub(1, relaxed);
   }
-  hold(*in, direct, entry, length);
+  hold(*in, direct, entry, length, mine);
 }
 
 /// Is a block of the order wanted as long as a new one would be?
@@ -129,34 +131,49 @@ std::optional<node> pool::state::take_large(const request& wanted) noexcept {
   return found;
 }
 
+/// What a lane needs of a thread that has just freed something in it: an event when much is open, or when a pass wants one
+/// that only this thread can record.
 void pool::state::seal_if_due(lane& of, std::size_t due) noexcept {
-  if (of.open_bytes.load(relaxed) < due) return;  // a figure
+  if (of.open_bytes.load(relaxed) < due && !of.wanted.load(relaxed)) return;  // a figure, and a hint
   const std::unique_lock lock(pass_mutex_, std::try_to_lock);
   if (!lock) return;
+  of.wanted.store(false, relaxed);
   seal(of);
   settle_passed(of);
 }
 
 // --------------------------------------------------------------------------------------------------------- passes
 
+/// May an event be put behind what is open in the lane?
+bool pool::state::can_record(lane& of) noexcept {
+  if (lanes_->how().marked) return !lanes_->is_unmarked(of);
+  if (of.released) return !of.withheld;
+  if (lanes::reaches(of)) return lanes_->driver().capture(of.stream) == 0;
+  of.wanted.store(true, relaxed);  // seal_if_due() of its own thread
+  return false;
+}
+
 /// Records an event behind everything that is open. False: it cannot be recorded now.
 bool pool::state::seal(lane& of) noexcept {
   if (of.released) empty_shelves(of);  // a thread may have been about to put something there
   if (!of.open.peek()) return true;
-  if (lanes_->marked() ? lanes_->is_unmarked(of) : !of.released && !lanes::reaches(of)) return false;
+  if (!can_record(of)) return false;
   depot::chain blocks = depot_.receive_all(of.open);
   const std::uint64_t bytes = of.open_bytes.exchange(0, relaxed);  // a figure
   // After the blocks were taken out: so the event lies behind everything that may use them.
-  event_handle const event = lanes_->marked() ? lanes_->take_mark(of)
-                             : of.released    ? of.final_event
-                                              : lanes_->record(of.stream);
+  shared_event event = lanes_->how().marked ? lanes_->take_mark(of)
+                       : of.released        ? of.final_event
+                                            : lanes_->record(of.stream);
+  const auto newest = [&]() -> lane::batch& {
+    return of.sealed[(of.first_sealed + of.sealed_count - 1) % lane::most_sealed];
+  };
   // An earlier mark covers them: that of the newest batch; or one that has passed; or one in the barrier, for which
   // whoever takes from the store waits, or has waited.
-  if (event == nullptr && lanes_->marked()) {
+  if (event == nullptr && lanes_->how().marked) {
     if (of.sealed_count == 0)
       release_held(of, blocks);
     else
-      depot_.join(of.sealed[(of.first_sealed + of.sealed_count - 1) % lane::most_sealed].blocks, blocks);
+      depot_.join(newest().blocks, blocks);
     return true;
   }
   if (event == nullptr) {
@@ -166,13 +183,12 @@ bool pool::state::seal(lane& of) noexcept {
   }
   if (of.sealed_count == lane::most_sealed) settle_passed(of);
   if (of.sealed_count == lane::most_sealed) {  // the new event covers the last batch too
-    lane::batch& newest = of.sealed[(of.first_sealed + of.sealed_count - 1) % lane::most_sealed];
-    if (newest.event != of.final_event) lanes_->driver().release(newest.event);
-    newest.event = event;
-    depot_.join(newest.blocks, blocks);
+    newest().event = std::move(event);
+    depot_.join(newest().blocks, blocks);
     return true;
   }
-  of.sealed[(of.first_sealed + of.sealed_count++) % lane::most_sealed] = {event, blocks};
+  ++of.sealed_count;
+  newest() = {std::move(event), blocks};
   return true;
 }
 
@@ -191,6 +207,7 @@ void pool::state::release_held(lane& from, depot::chain& blocks) noexcept {
     const std::uint64_t length = store_.length(n, sixteenths_of(p));
     bytes += length;
     if (lane* const next = next_recorded(shape().granule(n))) {
+      ++passed_on_;
       hold(*next, direct, std::span(p.blocks).first(p.count), length);
       next->coming.fetch_sub(1, release);  // as in give_direct()
       continue;
@@ -201,15 +218,17 @@ void pool::state::release_held(lane& from, depot::chain& blocks) noexcept {
   from.held.fetch_sub(bytes, relaxed);  // a figure; bind() runs under the same mutex
 }
 
+/// The oldest sealed batch goes to the store.
+void pool::state::release_oldest(lane& of) noexcept {
+  lane::batch oldest = std::exchange(of.sealed[of.first_sealed], {});
+  of.first_sealed = (of.first_sealed + 1) % lane::most_sealed;
+  --of.sealed_count;
+  release_held(of, oldest.blocks);
+}
+
 void pool::state::settle_passed(lane& of) noexcept {
-  while (of.sealed_count != 0) {
-    lane::batch& oldest = of.sealed[of.first_sealed];
-    if (lanes_->query(oldest.event) != event_status::complete) return;
-    if (oldest.event != of.final_event) lanes_->driver().release(oldest.event);
-    release_held(of, oldest.blocks);
-    of.first_sealed = (of.first_sealed + 1) % lane::most_sealed;
-    --of.sealed_count;
-  }
+  while (of.sealed_count != 0 && lanes_->query(of.sealed[of.first_sealed].event) == event_status::complete)
+    release_oldest(of);
 }
 
 /// Gives what was freed of graphs that are gone to the streams it was freed in.
@@ -243,27 +262,17 @@ void pool::state::settle_all(bool by_barrier) noexcept {
   if (lanes_ == nullptr) return;
   settle_graphs();
   for (bool again = true; again;) {
-    again = false;
+    const std::uint64_t before = passed_on_;
     lanes_->each([&](lane& of) {
       seal(of);
       settle_passed(of);
       if (!by_barrier || of.sealed_count == 0) return;
-      lane::batch& newest = of.sealed[(of.first_sealed + of.sealed_count - 1) % lane::most_sealed];
-      event_handle const event = newest.event;
-      // A released lane's event is needed as long as blocks may still come.
-      const bool final = event == of.final_event;  // in a pool with marks there is none
-      if ((final && of.coming.load(acquire) != 0) || !lanes_->add_barrier(of, event)) return;
-      if (final) of.final_event = nullptr;
+      const shared_event event = of.sealed[(of.first_sealed + of.sealed_count - 1) % lane::most_sealed].event;
+      if (!lanes_->add_barrier(of, event)) return;
       store_.memory().hold_back(true);  // before the blocks are given
-      while (of.sealed_count != 0) {
-        lane::batch& oldest = of.sealed[of.first_sealed];
-        if (oldest.event != event && oldest.event != of.final_event) lanes_->driver().release(oldest.event);
-        release_held(of, oldest.blocks);
-        of.first_sealed = (of.first_sealed + 1) % lane::most_sealed;
-        --of.sealed_count;
-      }
-      again = notes_.count.load(relaxed) != 0;  // a figure
+      while (of.sealed_count != 0) release_oldest(of);
     });
+    again = passed_on_ != before && by_barrier;
   }
 }
 
@@ -301,10 +310,55 @@ std::size_t pool::state::trim_settled(std::size_t bytes) noexcept {
 
 lane* pool::state::bind(stream_handle stream) noexcept {
   const std::lock_guard lock(pass_mutex_);
+  lane* known = bind_locked(stream);
+  if (known == nullptr || !lanes_->how().watched) return known;
+  stream_driver& driver = lanes_->driver();
+  if (driver.capture(stream) != 0) {  // its identity cannot be told meanwhile
+    return captures(known) || begin_capture_locked(*known) == error::none ? known : nullptr;
+  }
+  if (captures(known)) static_cast<void>(end_capture_locked(*known));
+  if (!lanes_->how().marked) return known;
+  if (known->identity == driver.identity(stream)) {
+    if (lanes_->is_unmarked(*known)) lanes_->mark(*known);
+    return known;
+  }
+  static_cast<void>(release_lane_locked(*known));  // of a stream that is gone, whose handle is another's now
+  return bind_locked(stream);
+}
+
+lane* pool::state::bind_locked(stream_handle stream) noexcept {
+  if (lane* const known = lanes_->bind(serial(), stream)) return known;
+  // There may be no place because nobody has looked after streams that are gone.
+  lanes_->each([&](lane& of) {
+    if (!of.released) return;
+    seal(of);
+    settle_passed(of);
+    forget_if_passed(of);
+  });
   return lanes_->bind(serial(), stream);
 }
 
+/// A released stream whose work is done need not be waited for any more, whatever block it was recorded for.
+void pool::state::forget_if_passed(lane& of) noexcept {
+  if (of.sealed_count != 0 || of.withheld || of.coming.load(relaxed) == 0) return;  // a figure: worth a look
+  // With marks there is no last event: those that were not sealed have passed, or are in the barrier.
+  const bool passed = of.final_event != nullptr ? lanes_->query(of.final_event) == event_status::complete
+                                                : lanes_->barriers_passed();
+  if (!passed) return;
+  const std::lock_guard lock(notes_.mutex);
+  for (auto at = notes_.by_granule.begin(); at != notes_.by_granule.end();) {
+    auto& streams = at->second.streams;
+    const auto gone = std::erase(streams, &of);
+    of.coming.fetch_sub(static_cast<std::uint32_t>(gone), release);  // nothing will come
+    const bool empty = gone != 0 && streams.empty() && at->second.graph == nullptr;
+    at = empty ? notes_.by_granule.erase(at) : std::next(at);
+  }
+  notes_.recount();
+}
+
 error pool::state::record_stream(void* pointer, lane& in) noexcept {
+  // A per-thread stream ends with its thread: the front is what tells the pool of it.
+  if (in.owner != 0) static_cast<void>(this_front(&in));
   const auto offset = store_.memory().offset(pointer);
   for (;;) {
     const block_store::found block = offset ? store_.find_live(*offset) : block_store::found{};
@@ -356,35 +410,40 @@ void pool::state::append_recorded(std::uint64_t granule, lane& in) noexcept {
   in.coming.fetch_add(1, relaxed);       // as in record_stream()
 }
 
-void pool::state::release_lane(lane& of) noexcept {
+bool pool::state::release_stream(stream_handle stream) noexcept {
   const std::lock_guard lock(pass_mutex_);
-  release_lane_locked(of);
+  lane* const of = lanes_->bound(stream);
+  return of == nullptr || release_lane_locked(*of);
 }
 
-/// The lane's handle is forgotten; what belongs to it waits for one last event.
-void pool::state::release_lane_locked(lane& of) noexcept {
-  if (of.released || !lanes::reaches(of)) return;
+/// The lane's handle is forgotten; what belongs to it waits for one last event. False: none could be had.
+bool pool::state::release_lane_locked(lane& of) noexcept {
   // All calls for this stream happened before this one.
-  event_handle const event = lanes_->marked() ? nullptr : lanes_->record(of.stream);
-  if (event == nullptr && !lanes_->marked()) return;  // the stream captures, or is gone: the lane stays as it is
   if (captures(&of)) static_cast<void>(end_capture_locked(of));
+  const bool marked = lanes_->how().marked;
+  of.final_event = marked ? nullptr : lanes_->record(of.stream);
+  of.withheld = !marked && of.final_event == nullptr;
   of.serial.store(0, seq_cst);  // at_hand(), attach(): from now on threads do not find it
-  static_cast<void>(reclaim_fronts(patience::long_one, &of));
+  of.occupied = !reclaim_fronts(patience::long_one, &of).complete;
   empty_shelves(of);
   empty_large(of);
-  of.final_event = event;
   of.released = true;
   seal(of);
   settle_passed(of);
+  return !of.withheld;
 }
 
 // --------------------------------------------------------------------------------------------------------- graphs
 
-/// From now on what the stream gets is a graph's. Its caches are put aside: they hold what work outside the capture uses.
 error pool::state::begin_capture(lane& in) noexcept {
+  const std::lock_guard lock(pass_mutex_);
+  return begin_capture_locked(in);
+}
+
+/// From now on what the stream gets is a graph's. Its caches are put aside: they hold what work outside the capture uses.
+error pool::state::begin_capture_locked(lane& in) noexcept {
   try {
     auto memory = std::make_shared<graph_memory>();
-    const std::lock_guard lock(pass_mutex_);
     if (in.serial.load(relaxed) == 0 || captures(&in)) return error::invalid_argument;
     {
       const std::lock_guard noted(notes_.mutex);
@@ -506,44 +565,93 @@ bool pool::state::may_serve(const request& wanted) noexcept {
   return captures(wanted.in) ? lanes_->barriers_passed() : lanes_->catch_up(*wanted.in);
 }
 
-/// Waits for the work that may use what was freed so far.
+/// Waits for the work that may use what was freed so far, of one stream or of all. The mutex is not held meanwhile.
 bool pool::state::synchronize(lane* only) noexcept {
+  struct withheld {
+    lane* of;
+    depot::chain blocks;
+    std::uint64_t bytes;
+  };
   bool known = true;
-  std::vector<event_handle> events;
-  {
-    const std::lock_guard lock(pass_mutex_);
-    reclaim_caches(patience::long_one);
-    settle_all(false);  // what was freed is sealed now; the events below come behind those of the seals
-    try {
-      lanes_->each([&](lane& of) {
-        if (lanes_->marked() || (only != nullptr && only != &of) || of.serial.load(relaxed) == 0) return;
-        if (!lanes::reaches(of)) return;
-        events.reserve(events.size() + 1);
-        if (event_handle const event = lanes_->record(of.stream))
-          events.push_back(event);
-        else
-          known = false;
-      });
-    } catch (const std::bad_alloc&) {
-      known = false;
+  bool first = true;
+  // A block that several streams used takes a round for each. Others may free more all the while, so there is a bound.
+  for (std::uint32_t round = 0; round <= lanes::most_lanes; ++round) {
+    std::vector<shared_event> events;
+    std::vector<withheld> without_event;
+    {
+      const std::lock_guard lock(pass_mutex_);
+      if (std::exchange(first, false)) reclaim_caches(patience::long_one);
+      settle_all(false);  // what was freed is sealed now; the events below come behind those of the seals
+      try {
+        if (only == nullptr) lanes_->copy_barriers(events);
+        lanes_->each([&](lane& of) {
+          if (only != nullptr && only != &of) return;
+          if (of.sealed_count != 0)
+            events.push_back(of.sealed[(of.first_sealed + of.sealed_count - 1) % lane::most_sealed].event);
+          const bool uncovered = of.withheld || (lanes_->how().marked && lanes_->is_unmarked(of));
+          if (uncovered && of.open.peek()) {
+            without_event.reserve(without_event.size() + 1);
+            without_event.push_back({&of, depot_.receive_all(of.open), of.open_bytes.exchange(0, relaxed)});  // a figure
+          }
+          if (lanes_->how().marked || of.serial.load(relaxed) == 0) return;
+          if (!lanes::reaches(of)) {  // its own thread must seal it
+            known = known && nothing_left(of);
+          } else if (shared_event event = lanes_->record(of.stream)) {
+            events.push_back(std::move(event));
+          } else {
+            known = false;
+          }
+        });
+      } catch (const std::bad_alloc&) {
+        known = false;
+      }
     }
-  }
-  for (event_handle const event : events) {  // not under the mutex: other threads go on
-    known = lanes_->driver().synchronize(event) && known;
-    lanes_->driver().release(event);
-  }
-  const std::lock_guard lock(pass_mutex_);
-  if (only == nullptr || lanes_->marked()) {  // streams that are gone, too: few, and their work is most likely done
-    lanes_->each([&](const lane& of) {
-      if ((only != nullptr && only != &of) || (!of.released && !lanes_->marked()) || of.sealed_count == 0) return;
-      const lane::batch& newest = of.sealed[(of.first_sealed + of.sealed_count - 1) % lane::most_sealed];
-      known = lanes_->driver().synchronize(newest.event) && known;
+    for (const shared_event& event : events) known = lanes_->driver().synchronize(event.get()) && known;
+    const bool idle = !without_event.empty() && lanes_->driver().synchronize_all();
+    known = known && (idle || without_event.empty());
+    const std::lock_guard lock(pass_mutex_);
+    for (withheld& each : without_event) {
+      if (idle) {
+        release_held(*each.of, each.blocks);
+      } else {
+        depot_.give_back(each.blocks, each.of->open);
+        each.of->open_bytes.fetch_add(each.bytes, relaxed);  // a figure
+      }
+    }
+    const std::uint64_t before = passed_on_;
+    settle_all(false);
+    lanes_->each([&](lane& of) {
+      if (of.released) forget_if_passed(of);
     });
-    lanes_->wait_for_streams();
+    if (lanes_->barriers_passed()) store_.memory().hold_back(false);
+    if (passed_on_ == before && without_event.empty()) break;
   }
-  settle_all(false);
-  if (lanes_->barriers_passed()) store_.memory().hold_back(false);
   return known;
+}
+
+/// Does no block belong to a lane, as far as can be seen from another thread?
+bool pool::state::nothing_left(const lane& of) const noexcept {
+  if (!of.empty()) return false;
+  const std::size_t count = front_count_.load(acquire);  // new_front()
+  for (std::size_t i = 0; i < count; ++i) {
+    if (fronts_[i].of_lane.load(relaxed) != &of) continue;  // a look
+    for (std::size_t c = 0; c < classes_; ++c)
+      if (fronts_[i].magazines[c].count.load(relaxed) != 0) return false;  // a figure
+  }
+  return true;
+}
+
+/// Waits for every barrier; not under the mutex, so that others go on.
+void pool::state::wait_for_streams(std::unique_lock<std::mutex>& pass) noexcept {
+  std::vector<shared_event> events;
+  try {
+    lanes_->copy_barriers(events);
+  } catch (const std::bad_alloc&) {
+    return;
+  }
+  pass.unlock();
+  for (const shared_event& event : events) static_cast<void>(lanes_->driver().synchronize(event.get()));
+  pass.lock();
 }
 
 std::size_t pool::state::held() const noexcept {

@@ -25,28 +25,30 @@ lanes::lanes(std::shared_ptr<stream_driver> driver, const manner& how) : driver_
 }
 
 lanes::~lanes() {
-  for (const barrier& b : barriers_) driver_->release(b.event);
-  each([&](lane& of) {
-    for (; of.sealed_count != 0; --of.sealed_count) {
-      lane::batch& b = of.sealed[of.first_sealed++ % lane::most_sealed];
-      if (b.event != of.final_event) driver_->release(b.event);
-    }
-    if (of.final_event != nullptr) driver_->release(of.final_event);
-    if (of.mark != nullptr) driver_->release(of.mark);
-  });
+  each([](lane& of) { of.~lane(); });
 }
 
-event_handle lanes::record(stream_handle stream) noexcept {
+shared_event lanes::record(stream_handle stream) noexcept {
   records.fetch_add(1, relaxed);  // a figure
-  return driver_->record(stream);
+  event_handle const event = driver_->record(stream);
+  if (event == nullptr) return nullptr;
+  try {
+    return shared_event(event, [at = driver_.get()](event_handle done) { at->release(done); });
+  } catch (const std::bad_alloc&) {  // it is released already
+    return nullptr;
+  }
 }
 
-event_status lanes::query(event_handle event) noexcept {
+event_status lanes::query(const shared_event& event) noexcept {
   queries.fetch_add(1, relaxed);  // a figure
-  return driver_->query(event);
+  return driver_->query(event.get());
 }
 
 bool lanes::reaches(const lane& of) noexcept { return of.owner == 0 || of.owner == this_thread_number(); }
+
+std::uint64_t lanes::owner_of(stream_handle stream) const noexcept {
+  return driver_->is_per_thread(stream) ? this_thread_number() : 0;
+}
 
 void lanes::find_sealable() noexcept {
   each([&](lane& of) {
@@ -55,35 +57,48 @@ void lanes::find_sealable() noexcept {
   });
 }
 
-lane* lanes::bind(std::uint64_t pool, stream_handle stream) noexcept {
-  const std::uint64_t owner = driver_->is_per_thread(stream) ? this_thread_number() : 0;
-  lane* free_place = nullptr;
-  const std::uint32_t count = count_.load(relaxed);  // changed under the pass mutex only
+lane* lanes::bound(stream_handle stream) noexcept {
+  const std::uint64_t owner = owner_of(stream);
+  const std::uint32_t count = count_.load(relaxed);  // changed under the pass mutex only, like the serials
   for (std::uint32_t i = 0; i < count; ++i) {
-    lane& of = table_[i];
-    const std::uint64_t serial = of.serial.load(relaxed);  // as above
-    if (serial == 0) {
-      if (free_place == nullptr && of.empty()) free_place = &of;
-    } else if (of.stream == stream && of.owner == owner) {
-      keep_at_hand({pool, stream, serial, &of});
-      return &of;
-    }
+    lane& of = at(i);
+    if (of.serial.load(relaxed) != 0 && of.stream == stream && of.owner == owner) return &of;
+  }
+  return nullptr;
+}
+
+lane* lanes::bind(std::uint64_t pool, stream_handle stream) noexcept {
+  if (lane* const known = bound(stream)) {
+    keep_at_hand({pool, stream, known->serial.load(relaxed), known});
+    return known;
   }
   const std::uint64_t identity = driver_->identity(stream);
   if (identity == 0) return nullptr;
-  if (free_place == nullptr) {
+  lane* chosen = nullptr;
+  const std::uint32_t count = count_.load(relaxed);  // as above
+  for (std::uint32_t i = 0; i < count && chosen == nullptr; ++i)
+    if (at(i).serial.load(relaxed) == 0 && at(i).empty()) chosen = &at(i);
+  if (chosen == nullptr) {
     if (count == most_lanes) return nullptr;
-    free_place = new (&table_[count]) lane;
-    free_place->number = count;
+    chosen = new (&table_[count]) lane;
+    chosen->number = count;
     count_.store(count + 1, release);  // each()
   }
-  lane& of = *free_place;
-  if (of.final_event != nullptr) driver_->release(std::exchange(of.final_event, nullptr));
+  lane& of = *chosen;
+  of.final_event = nullptr;
   of.released = false;
+  of.withheld = false;
+  {
+    const std::lock_guard lock(barrier_mutex_);
+    of.mark = nullptr;
+    of.unmarked = false;
+  }
   of.stream = stream;
   of.identity = identity;
-  of.owner = owner;
-  of.seen.store(0, relaxed);  // published with the serial: the new stream has waited for nothing
+  of.owner = owner_of(stream);
+  // Published with the serial: the new stream has waited for nothing.
+  of.seen.store(0, relaxed);
+  of.over.store(0, relaxed);
   const std::uint64_t serial = next_serial();
   of.serial.store(serial, release);  // at_hand()
   keep_at_hand({pool, stream, serial, &of});
@@ -97,21 +112,39 @@ bool lanes::wait_for_barriers(lane& of) noexcept {
   for (const barrier& b : barriers_) {
     if (b.number <= seen || b.donor == serial) continue;
     waits.fetch_add(1, relaxed);  // a figure
-    if (!driver_->wait(of.stream, b.event)) return false;
+    if (!driver_->wait(of.stream, b.event.get())) return false;
   }
-  of.seen.store(published_.load(relaxed), release);  // catch_up() of other threads in the same stream
+  of.seen.store(published_.load(relaxed), release);  // (c) catch_up() of other threads in the same stream
   return true;
 }
 
-bool lanes::add_barrier(const lane& donor, event_handle event) noexcept {
+bool lanes::finish_waits(lane& of) noexcept {
+  // The caller has a block, and with it what happened before the block came to the lane: (c) is no older than the waits
+  // that the block needs, and the event below lies behind them.
+  const std::uint64_t seen = of.seen.load(acquire);  // (c) wait_for_barriers()
+  if (of.over.load(acquire) >= seen) return true;    // (d)
+  const shared_event event = record(of.stream);
+  if (event == nullptr || !driver_->synchronize(event.get())) return false;
+  // (d) the work that was waited for is done for whoever reads this. Another thread may write an older number over it,
+  // which costs one more wait.
+  of.over.store(seen, release);
+  return true;
+}
+
+bool lanes::add_barrier(const lane& donor, const shared_event& event) noexcept {
   const std::lock_guard lock(barrier_mutex_);
+  // Of a released lane the same event may come again: whoever has seen it waits for it already.
+  if (std::ranges::find(barriers_, event, &barrier::event) != barriers_.end()) return true;
   const std::uint64_t number = published_.load(relaxed) + 1;  // changed under this mutex
   const std::uint64_t serial = donor.serial.load(relaxed);    // as the lane was bound, under the pass mutex
   const auto older = std::ranges::find_if(barriers_, [&](const barrier& b) { return serial != 0 && b.donor == serial; });
   if (older != barriers_.end()) {  // the new event covers it
-    driver_->release(older->event);
     *older = {number, serial, event};
   } else {
+    if (barriers_.size() >= look_at_) {
+      drop_passed();
+      look_at_ = std::max<std::size_t>(16, 2 * barriers_.size());
+    }
     try {
       barriers_.push_back({number, serial, event});
     } catch (const std::bad_alloc&) {
@@ -122,15 +155,15 @@ bool lanes::add_barrier(const lane& donor, event_handle event) noexcept {
   return true;
 }
 
+/// The event is recorded under the mutex, so that of two threads' marks the later one stays.
 void lanes::mark(lane& of) noexcept {
-  event_handle const event = record(of.stream);
   const std::lock_guard lock(barrier_mutex_);
-  of.unmarked = event == nullptr;  // the stream captures
-  if (event == nullptr) return;
-  if (event_handle const older = std::exchange(of.mark, event)) driver_->release(older);
+  shared_event event = record(of.stream);
+  of.unmarked = event == nullptr;
+  if (event != nullptr) of.mark = std::move(event);
 }
 
-event_handle lanes::take_mark(lane& of) noexcept {
+shared_event lanes::take_mark(lane& of) noexcept {
   const std::lock_guard lock(barrier_mutex_);
   return std::exchange(of.mark, nullptr);
 }
@@ -140,18 +173,18 @@ bool lanes::is_unmarked(const lane& of) noexcept {
   return of.unmarked;
 }
 
-void lanes::wait_for_streams() noexcept {
+void lanes::copy_barriers(std::vector<shared_event>& to) {
   const std::lock_guard lock(barrier_mutex_);
-  for (const barrier& b : barriers_) static_cast<void>(driver_->synchronize(b.event));  // failed: it stays
+  for (const barrier& b : barriers_) to.push_back(b.event);
+}
+
+void lanes::drop_passed() noexcept {
+  std::erase_if(barriers_, [&](const barrier& b) { return query(b.event) == event_status::complete; });
 }
 
 bool lanes::barriers_passed() noexcept {
   const std::lock_guard lock(barrier_mutex_);
-  std::erase_if(barriers_, [&](const barrier& b) {
-    if (query(b.event) != event_status::complete) return false;
-    driver_->release(b.event);
-    return true;
-  });
+  drop_passed();
   return barriers_.empty();
 }
 

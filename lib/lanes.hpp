@@ -10,9 +10,12 @@
 ///   A stream waits once for each event; an event that has passed leaves the barrier, and blocks nobody.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "atomic.hpp"
@@ -43,19 +46,25 @@ class lanes {
 
   /// The lane of a stream that this thread has at hand, or null.
   [[nodiscard]] static lane* at_hand(std::uint64_t pool, stream_handle stream) noexcept {
-    const auto fits = [&](const thread_lanes::entry& e) {
-      // acquire: what bind() wrote before it published the serial
-      return e.pool == pool && e.stream == stream && e.of->serial.load(acquire) == e.serial;
-    };
     thread_lanes& mine = this_thread_lanes;
-    if (fits(mine.latest)) [[likely]] return mine.latest.of;
+    if (fits(mine.latest, pool, stream)) [[likely]] return mine.latest.of;
     const thread_lanes::entry& other = mine.entries[thread_lanes::place(stream)];
-    if (!fits(other)) return nullptr;
+    if (!fits(other, pool, stream)) return nullptr;
     mine.latest = other;
     return other.of;
   }
 
-  /// The lane of a stream, a new one if need be. Null: too many streams, or the handle names none. Pre: pass mutex.
+  /// The same, among all that this thread has met.
+  [[nodiscard]] static lane* recall(std::uint64_t pool, stream_handle stream) noexcept {
+    const thread_lanes::entry* const known = recall_lane(pool, stream);
+    if (known == nullptr || !fits(*known, pool, stream)) return nullptr;
+    this_thread_lanes.keep(*known);
+    return known->of;
+  }
+
+  /// The lane that a stream's handle is bound to, or null. Pre: pass mutex, as for the next.
+  [[nodiscard]] lane* bound(stream_handle stream) noexcept;
+  /// The same, a new one if need be. Null: no place is free, or the handle names no stream.
   [[nodiscard]] lane* bind(std::uint64_t pool, stream_handle stream) noexcept;
 
   /// Finds out for each lane whether a pass can seal what it takes out of its caches. Pre: pass mutex.
@@ -70,21 +79,23 @@ class lanes {
     return wait_for_barriers(of);
   }
 
-  /// Adds an event of a lane to the barrier, which then owns it. False: no memory; nothing has happened. Pre: pass mutex.
-  [[nodiscard]] bool add_barrier(const lane& donor, event_handle event) noexcept;
+  /// Waits until everything is over that the lane's stream has been made to wait for. False: the driver cannot tell.
+  /// Pre: there is no work in the stream.
+  [[nodiscard]] bool finish_waits(lane& of) noexcept;
 
-  /// True: each free is preceded by a mark, since streams may be destroyed without notice, and lanes record nothing else.
-  [[nodiscard]] bool marked() const noexcept { return how_.marked; }
-  /// Records an event in the stream, which covers the free that follows. Any thread.
+  /// Adds an event of a lane to the barrier. False: no memory; nothing has happened. Pre: pass mutex.
+  [[nodiscard]] bool add_barrier(const lane& donor, const shared_event& event) noexcept;
+
+  [[nodiscard]] const manner& how() const noexcept { return how_; }
+
+  /// Records an event in the stream, which covers the free that follows, and all frees before. Any thread. Where none can be
+  /// had, since the stream captures, say, the lane is unmarked until the next mark.
   void mark(lane& of) noexcept;
-  [[nodiscard]] event_handle take_mark(lane& of) noexcept;
-  /// True: something was freed while the stream captured, and its next mark has not come yet.
+  [[nodiscard]] shared_event take_mark(lane& of) noexcept;
   [[nodiscard]] bool is_unmarked(const lane& of) noexcept;
 
-  /// May a thread wait for streams before it is refused memory?
-  [[nodiscard]] bool may_wait() const noexcept { return how_.may_wait; }
-  /// Waits for every barrier. Pre: pass mutex.
-  void wait_for_streams() noexcept;
+  /// Copies the events of the barrier. Throws std::bad_alloc.
+  void copy_barriers(std::vector<shared_event>& to);
 
   /// Around a fork.
   void lock() noexcept { barrier_mutex_.lock(); }
@@ -96,17 +107,18 @@ class lanes {
   template <class Visit>
   void each(Visit visit) {
     const std::uint32_t count = count_.load(acquire);  // bind()
-    for (std::uint32_t i = 0; i < count; ++i) visit(table_[i]);
+    for (std::uint32_t i = 0; i < count; ++i) visit(at(i));
   }
   template <class Visit>
   void each(Visit visit) const {
     const std::uint32_t count = count_.load(acquire);  // bind()
-    for (std::uint32_t i = 0; i < count; ++i) visit(static_cast<const lane&>(table_[i]));
+    for (std::uint32_t i = 0; i < count; ++i) visit(static_cast<const lane&>(at(i)));
   }
 
+  /// Null: refused.
+  [[nodiscard]] shared_event record(stream_handle stream) noexcept;
+  [[nodiscard]] event_status query(const shared_event& event) noexcept;
   // What was asked of the driver: figures.
-  [[nodiscard]] event_handle record(stream_handle stream) noexcept;
-  [[nodiscard]] event_status query(event_handle event) noexcept;
   atomic<std::uint64_t> records{0};
   atomic<std::uint64_t> waits{0};
   atomic<std::uint64_t> queries{0};
@@ -115,21 +127,36 @@ class lanes {
   struct barrier {
     std::uint64_t number = 0;
     std::uint64_t donor = 0;  ///< serial of the lane: its own stream need not wait
-    event_handle event = nullptr;
+    shared_event event;
+  };
+  struct alignas(lane) place {
+    std::array<std::byte, sizeof(lane)> bytes;
   };
 
+  [[nodiscard]] static bool fits(const thread_lanes::entry& e, std::uint64_t pool, stream_handle stream) noexcept {
+    // acquire: what bind() wrote before it published the serial
+    return e.pool == pool && e.stream == stream && e.of->serial.load(acquire) == e.serial;
+  }
+  [[nodiscard]] lane& at(std::uint32_t index) const noexcept {
+    return *std::launder(reinterpret_cast<lane*>(&table_[index]));
+  }
+  [[nodiscard]] std::uint64_t owner_of(stream_handle stream) const noexcept;
   /// Not where a handle may name another stream without notice, or begin a capture.
   void keep_at_hand(const thread_lanes::entry& e) const noexcept {
-    if (!how_.watched) this_thread_lanes.keep(e);
+    if (how_.watched) return;
+    remember_lane(e);
+    this_thread_lanes.keep(e);
   }
   [[nodiscard]] bool wait_for_barriers(lane& of) noexcept;
+  void drop_passed() noexcept;  ///< Pre: barrier_mutex_
 
   std::shared_ptr<stream_driver> driver_;
   manner how_;
-  reserved_array<lane> table_;
+  reserved_array<place> table_;
   atomic<std::uint32_t> count_{0};
   std::mutex barrier_mutex_;
-  std::vector<barrier> barriers_;  ///< guarded by barrier_mutex_
+  std::vector<barrier> barriers_;    ///< guarded by barrier_mutex_, like the next
+  std::size_t look_at_ = 16;         ///< that many barriers are worth a look which of them have passed
   alignas(64) atomic<std::uint64_t> published_{0};
 };
 

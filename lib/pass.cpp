@@ -93,7 +93,10 @@ void pool::state::relieve(std::size_t bytes) noexcept {
       if (reclaimed.blocks != 0) release_some();
     };
     release_some();
-    if (excess() != 0) release_with(reclaim_depots());
+    if (excess() != 0) {
+      if (lanes_ != nullptr) lanes_->find_sealable();
+      release_with(reclaim_depots());
+    }
     if (excess() != 0) release_with(reclaim_fronts(patience::brief));
     credit_ -= credit_per_pass + credit_per_block * static_cast<std::int64_t>(blocks);
     if (excess() == 0) return;
@@ -105,19 +108,19 @@ void pool::state::relieve(std::size_t bytes) noexcept {
 /// what threads held that have not moved for seconds.
 void* pool::state::press(const request& wanted, front* mine) noexcept {
   const std::uint64_t arrived = passes_.load(seq_cst);  // before the lock: a pass with a higher number began later
-  const std::lock_guard lock(pass_mutex_);
+  std::unique_lock lock(pass_mutex_);
   // A pass that began after this request and refused no more than it asks for has refused it too. So of many threads
   // that queue up at the limit, few run a pass.
   if (refused_.pass > arrived && refused_.granules <= wanted.granules && refused_.order <= wanted.shape.order &&
       refused_.in == wanted.in)  // a stream that captures is refused what another may have
     return nullptr;
   const std::uint64_t number = passes_.fetch_add(1, seq_cst) + 1;
-  void* const block = press_locked(wanted, mine);
+  void* const block = press_locked(wanted, mine, lock);
   if (block == nullptr) refused_ = {number, wanted.granules, wanted.shape.order, wanted.in};
   return block;
 }
 
-void* pool::state::press_locked(const request& wanted, front* mine) noexcept {
+void* pool::state::press_locked(const request& wanted, front* mine, std::unique_lock<std::mutex>& pass) noexcept {
   refusal why = refusal::none;
   const std::size_t needed = commitment(wanted);
   const auto attempt = [&] {
@@ -131,10 +134,10 @@ void* pool::state::press_locked(const request& wanted, front* mine) noexcept {
     const activity before = watch(mine);
     const haul reclaimed = reclaim_caches(patience::brief);
     // What would go to a capture behind events can go nowhere before they have passed; unless this thread waits for them.
-    settle_all(!captures(wanted.in) || lanes_->may_wait());
+    settle_all(!captures(wanted.in) || lanes_->how().may_wait);
     if (void* const block = attempt()) return block;
-    if (lanes_ != nullptr && lanes_->may_wait()) {
-      lanes_->wait_for_streams();
+    if (lanes_ != nullptr && lanes_->how().may_wait) {
+      wait_for_streams(pass);
       if (void* const block = attempt()) return block;
     }
     const activity after = watch(mine);

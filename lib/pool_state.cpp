@@ -555,7 +555,7 @@ void pool::state::keep_or_put_back(front* mine, lane* in, std::size_t of_class,
 /// What caches do not hold: to the store, or to the lane until no stream may use it.
 void pool::state::put_back(front* mine, lane* in, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept {
   if (in == nullptr) return settle(mine, of_class, blocks);
-  hold(*in, of_class, blocks, blocks.size() * rules_[of_class].bytes);
+  hold(*in, of_class, blocks, blocks.size() * rules_[of_class].bytes, mine);
 }
 
 /// Gives blocks that the caller holds (owned or cached) back to the store. `mine`: the caller's front, if it is its owner.
@@ -725,7 +725,10 @@ void pool::state::detach(front& of) noexcept {
   }
   publish_requested(of);
   // A per-thread stream ends with its thread, and only here an event can be put behind its work.
-  if (lane* const in = of.of_lane.load(relaxed); in != nullptr && in->owner != 0) release_lane(*in);
+  if (lane* const in = of.of_lane.load(relaxed); in != nullptr) {
+    const std::lock_guard lock(pass_mutex_);
+    if (in->serial.load(relaxed) != 0 && in->owner != 0 && lanes::reaches(*in)) release_lane_locked(*in);
+  }
   of.detach();
   // From here on the front may be another thread's, its marks included.
   const slow_section marked(*this, nullptr);

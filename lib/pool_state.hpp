@@ -83,8 +83,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   /// `in`: the stream that the rest is freed in; null: no stream uses it any more. `why`: gets a line if it is refused.
   [[nodiscard]] error divide(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live, detail::lane* in,
                              std::string* why) noexcept;
-  void release_lane(detail::lane& of) noexcept;
-  void release_lane_locked(detail::lane& of) noexcept;  ///< Pre: pass
+  [[nodiscard]] bool release_stream(stream_handle stream) noexcept;
   /// A look at what begin_capture() and end_capture() set; the program, or the pass that sets it, orders them.
   [[nodiscard]] static bool captures(const detail::lane* in) noexcept {
     return in != nullptr && in->graph.load(detail::acquire) != nullptr;
@@ -211,11 +210,21 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   // Lanes. What follows with "Pre: pass" needs pass_mutex_.
   [[nodiscard]] std::optional<detail::node> take_large(const request& wanted) noexcept;
   void give_direct(detail::front* mine, detail::lane* in, detail::node n, unsigned sixteenths) noexcept;
-  void hold(detail::lane& in, std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint64_t bytes) noexcept;
+  /// `mine`: the calling thread's front; null in a pass.
+  void hold(detail::lane& in, std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint64_t bytes,
+            const detail::front* mine = nullptr) noexcept;
   void release_held(detail::lane& from, detail::depot::chain& blocks) noexcept;  ///< Pre: pass
+  [[nodiscard]] bool can_record(detail::lane& of) noexcept;                      ///< Pre: pass
   bool seal(detail::lane& of) noexcept;                                          ///< Pre: pass
+  void release_oldest(detail::lane& of) noexcept;                                ///< Pre: pass
   void settle_passed(detail::lane& of) noexcept;                                 ///< Pre: pass
   void settle_all(bool by_barrier) noexcept;                                     ///< Pre: pass
+  [[nodiscard]] detail::lane* bind_locked(stream_handle stream) noexcept;        ///< Pre: pass
+  void forget_if_passed(detail::lane& of) noexcept;                              ///< Pre: pass; the lane was released
+  bool release_lane_locked(detail::lane& of) noexcept;                           ///< Pre: pass
+  [[nodiscard]] error begin_capture_locked(detail::lane& in) noexcept;           ///< Pre: pass
+  [[nodiscard]] bool nothing_left(const detail::lane& of) const noexcept;
+  void wait_for_streams(std::unique_lock<std::mutex>& pass) noexcept;            ///< Pre: pass
   void empty_large(detail::lane& of) noexcept;
   haul empty_shelves(detail::lane& of) noexcept;
   [[nodiscard]] detail::lane* next_recorded(std::uint64_t granule) noexcept;
@@ -258,7 +267,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 
   void relieve(std::size_t bytes) noexcept;
   [[nodiscard]] void* press(const request& wanted, detail::front* mine) noexcept;
-  [[nodiscard]] void* press_locked(const request& wanted, detail::front* mine) noexcept;
+  [[nodiscard]] void* press_locked(const request& wanted, detail::front* mine, std::unique_lock<std::mutex>& pass) noexcept;
   haul reclaim_caches(patience with) noexcept;
   haul reclaim_depots() noexcept;
   haul reclaim_fronts(patience with, const detail::lane* only = nullptr) noexcept;
@@ -313,6 +322,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   /// an allocation that would be refused waits for it.
   std::mutex pass_mutex_;
   detail::atomic<std::uint64_t> passes_{0};
+  std::uint64_t passed_on_ = 0;           ///< blocks that went on to another stream's lane; guarded by pass_mutex_
   std::uint64_t credited_operations_ = 0;  ///< guarded by pass_mutex_, like the next
   /// Of relieve(); may be overdrawn. A new pool has all the savings that it may have.
   std::int64_t credit_ = std::numeric_limits<std::int64_t>::max() / 2;

@@ -39,30 +39,15 @@ class stream_pool::state {
     return known != nullptr ? known : find_slowly(stream);
   }
 
-  /// Where captures are watched, always this way. In safe mode another stream may have taken the handle over: then the old
-  /// one's lane ends with its last mark.
   [[nodiscard, gnu::noinline]] lane* find_slowly(stream_handle stream) noexcept {
-    lane* known = core_.bind(stream);
-    if (known == nullptr || !watched()) return known;
-    stream_driver& driver = core_.streams()->driver();
-    if (driver.capture(stream) != 0) {
-      // While it captures, its identity cannot be told.
-      if (!core_.captures(known) && core_.begin_capture(*known) == error::out_of_memory) return nullptr;
-      return known;
-    }
-    if (core_.captures(known)) static_cast<void>(core_.end_capture(*known));
-    if (!settings_.safe_mode) return known;
-    if (known->identity == driver.identity(stream)) {
-      if (core_.streams()->is_unmarked(*known)) core_.streams()->mark(*known);
-      return known;
-    }
-    core_.release_lane(*known);
+    if (!watched())
+      if (lane* const known = lanes::recall(core_.serial(), stream)) return known;
     return core_.bind(stream);
   }
 
   [[nodiscard, gnu::noinline]] void* allocate_slowly(std::size_t bytes, std::size_t alignment,
                                                      stream_handle stream) noexcept {
-    lane* const in = find_slowly(stream);
+    lane* const in = find(stream);
     return in == nullptr ? nullptr : core_.allocate_or_null(bytes, alignment, in);
   }
 
@@ -170,7 +155,10 @@ error stream_pool::try_deallocate(void* pointer, std::size_t bytes, stream_handl
 error stream_pool::record_stream(void* pointer, stream_handle stream) noexcept {
   if (state_ == nullptr) return error::pool_gone;
   lane* const in = state_->find(stream);
-  return in == nullptr ? error::invalid_argument : state_->core_.record_stream(pointer, *in);
+  if (in == nullptr) return error::invalid_argument;
+  const error code = state_->core_.record_stream(pointer, *in);
+  if (code == error::none && state_->settings_.safe_mode) state_->core_.streams()->mark(*in);
+  return code;
 }
 
 error stream_pool::begin_capture(stream_handle stream) noexcept {
@@ -201,9 +189,8 @@ error stream_pool::divide_settled(void* pointer, std::size_t part_bytes, std::sp
   return state_ == nullptr ? error::pool_gone : state_->core_.divide(pointer, part_bytes, live, nullptr, why);
 }
 
-void stream_pool::release_stream(stream_handle stream) noexcept {
-  if (state_ == nullptr) return;
-  if (lane* const in = state_->core_.bind(stream)) state_->core_.release_lane(*in);
+bool stream_pool::release_stream(stream_handle stream) noexcept {
+  return state_ == nullptr || state_->core_.release_stream(stream);
 }
 
 bool stream_pool::stream_synchronize(stream_handle stream) noexcept {

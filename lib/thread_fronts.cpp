@@ -1,7 +1,9 @@
 #include "thread_fronts.hpp"
 
 #include <algorithm>
+#include <map>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "registry.hpp"
@@ -27,6 +29,10 @@ class front_book {
     std::uint64_t pool = 0;
   };
   std::vector<entry> entries_;
+
+  /// Lanes that the thread has met, by pool and stream.
+  std::map<std::pair<std::uint64_t, const void*>, thread_lanes::entry> lanes_;
+  std::size_t look_at_ = 64;  ///< so many lanes are worth a look whose pools are gone
 };
 
 thread_local front_book book;
@@ -69,6 +75,25 @@ front* rename_front(std::uint64_t pool, std::uint64_t serial,
   at->serial = serial;
   this_thread_fronts.keep(*at);
   return at->of;
+}
+
+void remember_lane(const thread_lanes::entry& e) noexcept {
+  if (this_thread_fronts.exiting) return;
+  auto& lanes = book.lanes_;
+  if (lanes.size() >= book.look_at_) {
+    std::erase_if(lanes, [](const auto& each) { return !is_alive(each.first.first); });
+    book.look_at_ = std::max<std::size_t>(64, 2 * lanes.size());
+  }
+  try {
+    lanes[{e.pool, e.stream}] = e;
+  } catch (const std::bad_alloc&) {
+  }
+}
+
+const thread_lanes::entry* recall_lane(std::uint64_t pool, const void* stream) noexcept {
+  if (this_thread_fronts.exiting) return nullptr;
+  const auto at = book.lanes_.find({pool, stream});
+  return at == book.lanes_.end() ? nullptr : &at->second;
 }
 
 }  // namespace orderly::detail

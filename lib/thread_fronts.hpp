@@ -22,9 +22,10 @@ class front;
 /// no guard, and it can be read at any time of a thread's life.
 struct thread_fronts {
   struct entry {
-    std::uint64_t serial = 0;
+    std::uint64_t serial = no_serial;
     front* of = nullptr;
   };
+  static constexpr std::uint64_t no_serial = ~std::uint64_t{0};  ///< not even that of a lane which was given up
   static constexpr std::size_t size = 8;
   entry latest;
   std::array<entry, size> entries{};
@@ -33,7 +34,7 @@ struct thread_fronts {
   /// The front in that pool, or null if it is not at hand.
   [[nodiscard]] front* find(std::uint64_t serial) noexcept {
     if (latest.serial == serial) [[likely]] {
-      if (latest.of == nullptr) __builtin_unreachable();  // no pool has the serial 0; spares the caller's check
+      if (latest.of == nullptr) __builtin_unreachable();  // nothing has no_serial; spares the caller's check
       return latest.of;
     }
     const entry& other = entries[serial % size];
@@ -87,5 +88,11 @@ struct thread_lanes {
 };
 
 ORDERLY_FIXED_OFFSET extern thread_local constinit thread_lanes this_thread_lanes;
+
+/// Notes a lane for the thread, beyond what it has at hand. Without memory it does not, which costs time alone.
+void remember_lane(const thread_lanes::entry& e) noexcept;
+
+/// What was noted of a stream in a pool, up to date or not; null: nothing.
+[[nodiscard]] const thread_lanes::entry* recall_lane(std::uint64_t pool, const void* stream) noexcept;
 
 }  // namespace orderly::detail

@@ -63,6 +63,10 @@ class ORDERLY_API stream_driver {
   /// Waits for the event. False: it will never come.
   [[nodiscard]] virtual bool synchronize(event_handle event) noexcept = 0;
 
+  /// Waits until all work is done that streams of the device were given before, also those destroyed since. False: it
+  /// cannot tell. Kinds that cannot need not implement it.
+  [[nodiscard]] virtual bool synchronize_all() noexcept;
+
   /// Ends the use of an event of record(), complete or not. Waits that were put into streams stay.
   virtual void release(event_handle event) noexcept = 0;
 };

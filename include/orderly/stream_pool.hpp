@@ -82,7 +82,7 @@ class ORDERLY_API stream_pool {
                                      bad_free* report = nullptr) noexcept;
 
   /// Work in `stream` uses the live block too: when it is freed, it stays out of use until the work that is in `stream` at
-  /// that time is done as well.
+  /// that time is done as well. In safe mode: the work that is in the stream at the time of this call.
   [[nodiscard]] error record_stream(void* pointer, stream_handle stream) noexcept;
 
   /// What is allocated in `stream` from now on belongs to the graph that the stream captures, or is about to capture: it
@@ -117,11 +117,13 @@ class ORDERLY_API stream_pool {
   [[nodiscard]] std::size_t largest_divisible() const noexcept;
 
   /// The stream will be destroyed: what was freed in it is sealed by an event, and its handle is forgotten. Another
-  /// thread must not be inside a call for this stream.
-  void release_stream(stream_handle stream) noexcept;
+  /// thread must not be inside a call for this stream. False: no event could be recorded, since the stream captures, say;
+  /// then what was freed in it stays out of use until synchronize().
+  bool release_stream(stream_handle stream) noexcept;
 
   /// Waits until all work is done that may use blocks freed so far, in one stream or in all. Then they are everybody's.
-  /// False: a driver could not tell.
+  /// False: that cannot be told of all of them: a stream captures, a device has failed, or a per-thread stream holds blocks
+  /// whose thread has to free something once more before they can change hands.
   bool stream_synchronize(stream_handle stream) noexcept;
   bool synchronize() noexcept;
 

@@ -49,6 +49,10 @@ class executor {
   /// Returns when the event is complete.
   virtual void wait_for(event& awaited) noexcept = 0;
 
+  /// Returns when all that was put into queues which are closed now has run. Throws std::bad_alloc. `last`: an event that is
+  /// not in use.
+  virtual void wait_for_closed(event& last) = 0;
+
   /// Called by every question to the device: a schedule may use it to make progress.
   virtual void look() noexcept {}
 };

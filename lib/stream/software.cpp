@@ -123,6 +123,44 @@ class software_device::state final : public stream_driver {
     return true;
   }
 
+  [[nodiscard]] bool synchronize_all() noexcept override {
+    count(synchronizations_);
+    std::vector<event*> ends;
+    bool known = true;
+    try {
+      std::vector<stream_slot*> slots;
+      {
+        const std::lock_guard hold(mutex_);
+        for (stream_slot& each : slots_) slots.push_back(&each);
+      }
+      ends.reserve(slots.size() + 1);
+      event& buried = events_.take();
+      ends.push_back(&buried);
+      executor_->wait_for_closed(buried);
+      for (stream_slot* const each : slots) {
+        const std::lock_guard hold(each->producers);
+        if (each->line == nullptr) continue;
+        event& end = events_.take();  // also of a stream that captures: of the work before
+        end.origin = each;
+        end.origin_identity = each->identity.load(relaxed);
+        try {
+          executor_->put(*each->line, {item::kind::record, nullptr, &end});
+        } catch (const std::bad_alloc&) {
+          events_.give_back_unused(end);
+          throw;
+        }
+        ends.push_back(&end);
+      }
+    } catch (const std::bad_alloc&) {
+      known = false;
+    }
+    for (event* const each : ends) {
+      executor_->wait_for(*each);
+      events_.give_back(*each);
+    }
+    return known;
+  }
+
   void release(event_handle handle) noexcept override {
     count(releases_);
     if (handle != nullptr) events_.give_back(*static_cast<event*>(handle));

@@ -8,4 +8,6 @@ bool stream_driver::when_graph_is_gone(stream_handle /*stream*/, void (*/*gone*/
   return false;
 }
 
+bool stream_driver::synchronize_all() noexcept { return false; }
+
 }  // namespace orderly

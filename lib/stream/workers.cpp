@@ -105,6 +105,16 @@ class workers final : public executor {
 
   void wait_for(event& awaited) noexcept override { awaited.wait(); }
 
+  /// The undertaker has joined all workers that were closed before.
+  void wait_for_closed(event& last) override {
+    auto all = std::make_unique<node>(item{item::kind::record, nullptr, &last});
+    {
+      const std::lock_guard hold(burials_);
+      undertaker_.put(std::move(all));
+    }
+    last.wait();
+  }
+
  private:
   std::mutex burials_;  // among host threads
   worker undertaker_;
