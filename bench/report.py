@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes the report of bench/run: tables, targets, picture.
 
-FOLDER holds what orderly-bench and orderly-replay wrote; a file that is missing leaves its figures out:
+FOLDER holds what orderly-bench, orderly-stream-bench and orderly-replay wrote; a file that is missing leaves its figures
+out, and the report says so:
 
   throughput.json        orderly-bench
   replay.json, .png      orderly-replay on the recorded traces, default settings, recorded order
@@ -9,6 +10,11 @@ FOLDER holds what orderly-bench and orderly-replay wrote; a file that is missing
   limit-64KiB.json       --find-limit --chunk 64KiB
   limit-2MiB.json        --find-limit --chunk 2MiB
   minimalloc.json        --find-limit --unit KiB on the MiniMalloc problems
+  streams.json           orderly-stream-bench
+  streams-replay.json    the recorded traces with a software stream for each thread, chunks of 2 MiB, --find-limit
+  streams-replay-free.json, -random.json, -slack.json
+                         the same with threads running freely; with streams that keep up with the host (--schedule random);
+                         the latter with --slack 0.1
 """
 
 import argparse
@@ -23,6 +29,7 @@ import shutil
 import sys
 
 import compare
+import streams
 
 OWN = compare.OWN
 TRACES = ('train_gpt', 'serve_vision', 'h200_train_gpt2', 'h200_serve_llama')
@@ -30,6 +37,15 @@ PROBLEMS = tuple(f'minimalloc-{letter}' for letter in 'ABCDEF')
 
 # Reserved memory over peak live memory of PyTorch 2.11's own allocator, when the trace was recorded.
 PYTORCH_RESERVED = {'h200_train_gpt2': 1.44, 'h200_serve_llama': 2.31}
+
+
+STREAM_TRACE = 'h200_serve_llama'
+STREAM_REPLAYS = (
+    ('recorded order', ''),
+    ('threads running freely', '-free'),
+    ('streams that keep up, recorded order', '-random'),
+    ('the same, slack 0.1', '-slack'),
+)
 
 
 class Replay:
@@ -119,6 +135,14 @@ def check_problem(problems, name):
     return check_limit_over_live(problems, name, 'sizes in KiB', 1.05, against)
 
 
+def check_streams(replay, setting):
+    """Peak committed of a trace of six streams."""
+    reached = replay.over_live(STREAM_TRACE, 'orderly-streams', 'peak_committed_bytes')
+    return at_most(f'{STREAM_TRACE} on 6 threads and streams: peak committed, {setting}',
+                   f'peak live; PyTorch reserved {PYTORCH_RESERVED[STREAM_TRACE]:.2f}', 1.15, reached,
+                   replay.failed(STREAM_TRACE, 'orderly-streams'))
+
+
 class Results:
     def __init__(self, folder):
         self.folder = folder
@@ -130,8 +154,16 @@ class Results:
         self.fine = Replay(folder / 'limit-64KiB.json')
         self.coarse = Replay(folder / 'limit-2MiB.json')
         self.problems = Replay(folder / 'minimalloc.json')
+        self.streams = streams.Results(folder / 'streams.json')
+        self.stream_replays = {title: Replay(folder / f'streams-replay{name}.json') for title, name in STREAM_REPLAYS}
+
+    def only_streams(self):
+        others = (self.replay, self.contended, self.fine, self.coarse, self.problems)
+        return bool(self.streams.repetitions) and not self.throughput.repetitions and not any(r.rows for r in others)
 
     def targets(self):
+        if self.only_streams():
+            return self.stream_targets()
         lines = [check_smallest_limit(self.fine, trace) for trace in TRACES]
         lines += [check_limit_over_live(self.coarse, trace, 'chunks of 2 MiB', 1.10,
                                         f'peak live; PyTorch reserved {reserved:.2f}')
@@ -139,7 +171,11 @@ class Results:
         lines += [check_default(self.replay, trace) for trace in TRACES]
         lines += [check_tail(self.contended, trace) for trace in TRACES]
         lines += [check_problem(self.problems, name) for name in PROBLEMS]
-        return lines + compare.check_targets(self.throughput)
+        return lines + compare.check_targets(self.throughput) + self.stream_targets()
+
+    def stream_targets(self):
+        return streams.check_targets(self.streams) + [check_streams(replay, setting)
+                                                      for setting, replay in self.stream_replays.items()]
 
 
 def replay_table(replay, cell):
@@ -183,6 +219,56 @@ def replay_tables(results):
     return '\n'.join(parts)
 
 
+def stream_replay_table(replay):
+    rows = []
+    for (trace, allocator), row in replay.rows.items():
+        cells = []
+        for field in ('peak_committed_bytes', 'smallest_limit_bytes'):
+            value = replay.over_live(trace, allocator, field)
+            cells.append('' if value is None else rounded_up(value, 3))
+        for field in ('ns_per_operation', 'p50_ns', 'p99_ns', 'p999_ns', 'max_ns'):
+            value = replay.value(trace, allocator, field)
+            cells.append('' if value is None else f'{value:.0f}')
+        cells += [str(row.get(field) if row.get(field) is not None else '') for field in ('records', 'waits')]
+        if replay.failed(trace, allocator):
+            cells[:2] = ['refused', cells[1]]
+        rows.append([trace, str(row.get('threads', '')), allocator, *cells])
+    return compare.markdown(['trace', 'streams', 'allocator', 'committed/live', 'limit/live', 'ns/call', 'p50', 'p99', 'p99.9',
+                             'max', 'records', 'waits'], rows, 3)
+
+
+def stream_sections(results):
+    sections = []
+    for world, title in streams.WORLDS.items():
+        if results.streams.has(world):
+            sections += [f'## {title}\n', streams.world_section(results.streams, world)]
+    shown = [(title, replay) for title, replay in results.stream_replays.items() if replay.rows]
+    if shown:
+        sections.append('## Recorded PyTorch traces on software streams\n')
+        sections.append('A stream for each thread; every allocation is followed by work in its stream that writes to the '
+                        'block. Chunks of 2 MiB; of a flat buffer only the smallest is told. Percentiles of allocate, ns.\n')
+        sections += [f'{title[0].upper()}{title[1:]}\n\n{stream_replay_table(replay)}' for title, replay in shown]
+    return sections
+
+
+def not_run(results):
+    """What the report has no figures of."""
+    missing = []
+    if not results.throughput.repetitions:
+        missing.append('contended workloads of the pool without streams')
+    if not results.replay.rows:
+        missing.append('recorded traces without streams')
+    if not results.streams.has('software'):
+        missing.append('software streams')
+    if not any(replay.rows for replay in results.stream_replays.values()):
+        missing.append('recorded traces on software streams')
+    if not results.streams.has('cuda'):
+        missing.append('CUDA streams, their peers and kernels: no device, or built without CUDA')
+    elif not results.streams.keys(world='cuda', allocator='pytorch'):
+        missing.append("PyTorch's caching allocator: not found when the benchmarks were built")
+    return missing
+
+
 def machine():
     """The processor's model and the number of cores that may be used."""
     model = platform.machine()
@@ -201,36 +287,63 @@ def system():
         return platform.system()
 
 
+def device_of(context):
+    """The GPU of orderly-stream-bench, its driver and the CUDA versions; empty: it saw none."""
+    if 'device' not in context:
+        return ''
+    parts = [context['device'], f'driver {context.get("driver", "of an unknown version")}',
+             f'CUDA {context["cuda_runtime"]} (the driver serves {context["cuda_driver"]})']
+    if 'pytorch' in context:
+        parts.append(f'PyTorch {context["pytorch"]}')
+    return '; '.join(parts)
+
+
 def slug(text):
     return re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
 
 
+def warnings(results):
+    """Both kinds of benchmarks say what makes their figures worthless."""
+    return (compare.warnings(results.throughput) + compare.warnings(results.streams)).strip()
+
+
 def report(results, title, notes, picture):
-    sections = [f'# {title}\n', *(f'{note}\n' for note in notes), compare.warnings(results.throughput).strip()]
+    sections = [f'# {title}\n', *(f'{note}\n' for note in notes), warnings(results)]
     if replays := replay_tables(results):
         sections += ['## Recorded PyTorch traces\n', replays]
     if picture:
         sections.append(f'![Memory over time, and the address map]({picture})\n')
     if results.throughput.repetitions:
         sections += ['## Throughput\n', compare.throughput_tables(results.throughput)]
+    sections += stream_sections(results)
     sections += ['## Targets\n', 'Throughput at 2 threads where nothing else is said.\n',
                  compare.targets_table(results.targets())]
+    if missing := not_run(results):
+        sections += ['## Not run\n', ''.join(f'* {what}\n' for what in missing)]
     return '\n'.join(section for section in sections if section)
 
 
 def write(results, into, revision, load):
     date = datetime.date.today().isoformat()
-    name = f'{date}-{slug(machine())}'
+    device = device_of(results.streams.context)
+    where = f'{device}; {machine()}' if device else machine()
+    name = f'{date}-{"streams-" if results.only_streams() else ""}{slug(device.split(";")[0] if device else machine())}'
     into.mkdir(parents=True, exist_ok=True)
     picture = ''
     if (results.folder / 'replay.png').exists():
         picture = f'{name}.png'
         shutil.copyfile(results.folder / 'replay.png', into / picture)
     notes = [f'{system()}; orderly at {revision}. Load of the machine before the start: {load}.']
-    text = report(results, f'orderly on {machine()}, {date}', notes, picture)
+    if device:
+        notes.insert(0, f'{where}.')
+    title = results.streams.context['device'] if device else machine()
+    text = report(results, f'orderly on {title}, {date}', notes, picture)
     (into / f'{name}.md').write_text(text, encoding='utf-8')
-    document = {'date': date, 'machine': machine(), 'system': system(), 'revision': revision, 'load': load,
-                'throughput': compare.as_json(results.throughput)['throughput'], 'targets': results.targets()}
+    document = {'date': date, 'machine': where, 'system': system(), 'revision': revision, 'load': load,
+                'throughput': compare.as_json(results.throughput)['throughput'], 'targets': results.targets(),
+                'streams': streams.as_json(results.streams), 'not_run': not_run(results)}
+    document['stream_replays'] = {title: list(replay.rows.values())
+                                  for title, replay in results.stream_replays.items()}
     for field in ('replay', 'contended', 'fine', 'coarse', 'problems'):
         document[field] = list(getattr(results, field).rows.values())
     (into / f'{name}.json').write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')

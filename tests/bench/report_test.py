@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""bench/report.py on results of orderly-replay written by hand."""
+"""bench/report.py and bench/streams.py on results written by hand."""
 
 import json
 import pathlib
@@ -14,12 +14,17 @@ sys.path.insert(0, str(SCRIPT.parent))
 sys.dont_write_bytecode = True
 
 import report  # noqa: E402
+import streams  # noqa: E402
 
 
 def row(trace, allocator, **values):
     return {'trace': trace, 'allocator': allocator, 'failures': 0, 'refused_frees': 0, 'ns_per_operation': 50.0,
             'p999_ns': 1000.0, 'peak_live_bytes': 1000, 'peak_committed_bytes': None, 'smallest_limit_bytes': None,
             **values}
+
+
+def entry(name, per_second=1e6, **values):
+    return {'name': name, 'run_type': 'iteration', 'items_per_second': per_second, 'real_time': 1000.0, **values}
 
 
 class Reports(unittest.TestCase):
@@ -31,8 +36,13 @@ class Reports(unittest.TestCase):
     def write(self, name, *rows):
         (self.folder / name).write_text(json.dumps({'results': rows}), encoding='utf-8')
 
-    def verdict(self, row_start):
-        found = [line for line in report.Results(self.folder).targets() if line['row'].startswith(row_start)]
+    def write_streams(self, *entries, **context):
+        (self.folder / 'streams.json').write_text(json.dumps({'context': context, 'benchmarks': entries}),
+                                                  encoding='utf-8')
+
+    def verdict(self, row_start, against=''):
+        found = [line for line in report.Results(self.folder).targets()
+                 if line['row'].startswith(row_start) and line['against'].startswith(against)]
         self.assertEqual(len(found), 1, row_start)
         return found[0]['verdict'], found[0]['reached']
 
@@ -109,11 +119,74 @@ class Reports(unittest.TestCase):
         self.assertRegex(content, r'\| best-fit +\| +19 \(10\.0x\) \|')
         self.assertIn('orderly at v9', content)
         parsed = json.loads(document.read_text(encoding='utf-8'))
-        self.assertEqual(len(parsed['targets']), 20 + 29)
+        self.assertEqual(len(parsed['targets']), 20 + 29 + 26)
         self.assertEqual(len(parsed['replay']), 3)
 
+    def test_names_of_stream_benchmarks(self):
+        key = streams.key_of('cuda/pair/orderly/streams:one/latency/real_time/threads:4')
+        self.assertEqual(key, streams.Key('cuda', 'pair', 'one', True, 'orderly', 4))
+        key = streams.key_of('software/cross-busy/classic/real_time/threads:2')
+        self.assertEqual(key, streams.Key('software', 'cross-busy', 'own', False, 'classic', 2))
+        key = streams.key_of('cuda/kernels/pytorch/streams:4/kernels:32/warm:1/iterations:30/manual_time')
+        self.assertEqual(key, streams.Kernels('pytorch', 4, 32, True))
+        for name in ('pair/orderly/threads:1', 'cuda/pair', 'cuda/pair/orderly', 'cuda/kernels/orderly/streams:4'):
+            self.assertIsNone(streams.key_of(name))
+
+    def test_stream_figures_are_medians_and_failures_count(self):
+        name = 'software/pair/{}/real_time/threads:2'
+        self.write_streams(entry(name.format('orderly'), 90e6), entry(name.format('orderly'), 100e6),
+                           entry(name.format('orderly'), 150e6), entry(name.format('classic'), 10e6),
+                           entry(name.format('orderly-without-streams'), 151e6))
+        self.assertEqual(self.verdict('software: pair, 2 threads', 'classic'), ('met', '10.0x'))
+        self.assertEqual(self.verdict('software: pair, 2 threads', 'time of'), ('missed', '1.51'))
+        self.write_streams(entry(name.format('orderly'), 90e6), entry(name.format('classic'), 1e6),
+                           {'name': name.format('orderly'), 'run_type': 'iteration', 'error_occurred': True})
+        self.assertEqual(self.verdict('software: pair, 2 threads', 'classic'), ('missed', 'refused'))
+        self.assertIn('| orderly | refused |', report.report(report.Results(self.folder), '', [], ''))
+
+    def test_ratios_that_miss_never_read_as_met(self):
+        name = 'software/pair/{}/real_time/threads:1'
+        self.write_streams(entry(name.format('orderly'), 100e6), entry(name.format('orderly-without-streams'), 150.1e6))
+        self.assertEqual(self.verdict('software: pair, 1 thread', 'time of'), ('missed', '1.51'))
+
+    def test_stream_operations(self):
+        self.write_streams(entry('cuda/pair/orderly/real_time/threads:1', calls=0.0),
+                           entry('cuda/pair/orderly/real_time/threads:16', calls=1e-7),
+                           entry('software/pair/orderly/real_time/threads:1', calls=0.0),
+                           entry('cuda/cross-busy/orderly/real_time/threads:2', records=1 / 64, waits=1 / 63))
+        self.assertEqual(self.verdict('cuda: pair, stream operations'), ('missed', '1.0e-07'))
+        self.assertEqual(self.verdict('software: pair, stream operations'), ('met', '0'))
+        self.assertEqual(self.verdict('cuda: cross-busy, records'), ('met', '1.00'))
+        self.assertEqual(self.verdict('cuda: cross-busy, waits')[0], 'missed')
+
+    def test_kernels_are_compared_by_time(self):
+        name = 'cuda/kernels/{}/streams:4/kernels:4/warm:0/iterations:30/manual_time'
+        self.write_streams(entry(name.format('orderly'), real_time=100e3), entry(name.format('no-allocation'), real_time=80e3),
+                           entry(name.format('cudaMallocAsync'), real_time=90e3))
+        self.assertEqual(self.verdict('cuda: kernels', 'time of cudaMallocAsync;'), ('missed', '1.12'))
+        self.assertRegex(streams.kernel_table(report.Results(self.folder).streams), r'orderly +\| +100 \(1\.25x\)')
+
+    def test_traces_on_streams(self):
+        self.write('streams-replay.json', row('h200_serve_llama', 'orderly-streams', peak_committed_bytes=1150))
+        self.write('streams-replay-free.json', row('h200_serve_llama', 'orderly-streams', peak_committed_bytes=1151))
+        start = 'h200_serve_llama on 6 threads and streams: peak committed, '
+        self.assertEqual(self.verdict(start + 'recorded order', ''), ('met', '1.150'))
+        self.assertEqual(self.verdict(start + 'threads running freely'), ('missed', '1.151'))
+        self.assertEqual(self.verdict(start + 'the same, slack 0.1'), ('not measured', ''))
+
+    def test_report_of_streams_alone(self):
+        self.write_streams(entry('cuda/pair/orderly/real_time/threads:1', calls=0.0), device='A Device', driver='580.1',
+                           cuda_runtime='13.0', cuda_driver='13.1')
+        text, stem = report.write(report.Results(self.folder), self.folder / 'into', 'v9', '0')
+        self.assertRegex(stem.name, r'^\d{4}-\d\d-\d\d-streams-a-device$')
+        for expected in ('A Device; driver 580.1; CUDA 13.0 (the driver serves 13.1)', '## CUDA streams', '## Not run',
+                         '* software streams', "* PyTorch's caching allocator"):
+            self.assertIn(expected, text)
+        self.assertNotIn('minimalloc', text)
+        self.assertNotIn('* CUDA streams', text)
+
     def test_bad_input_is_named(self):
-        for name in ('replay.json', 'throughput.json'):
+        for name in ('replay.json', 'throughput.json', 'streams.json', 'streams-replay-free.json'):
             with self.subTest(name):
                 (self.folder / name).write_text('{', encoding='utf-8')
                 done = subprocess.run([sys.executable, '-B', SCRIPT, self.folder, '--into', self.folder / 'into'],
