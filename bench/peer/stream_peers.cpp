@@ -21,11 +21,11 @@ class bounded_stream {
   bounded_stream(const software_device& device, std::size_t most) : stream_(device), most_(most) {}
   [[nodiscard]] stream_handle handle() const noexcept { return stream_.handle(); }
   void write(void* to) {
-    if (queued_ - done_.load(std::memory_order_relaxed) >= most_) stream_.synchronize();  // a figure
+    if (queued_ - done_.load(std::memory_order_acquire) >= most_) stream_.synchronize();  // the work below
     ++queued_;
     stream_.enqueue([to, this] {
       *static_cast<char*>(to) = 1;
-      done_.fetch_add(1, std::memory_order_relaxed);  // a figure
+      done_.fetch_add(1, std::memory_order_release);  // whoever counts it may read what was written
     });
   }
   void finish() { stream_.synchronize(); }

@@ -60,12 +60,13 @@ struct shared_state {
 class alignas(cache_line) worker {
  public:
   /// The threads of the copy have streams from `first_stream` on.
-  worker(shared_state& shared, instance& copy, const replay_plan::thread& plan, std::size_t first_stream)
-      : shared_(shared), copy_(copy), plan_(plan), first_stream_(first_stream) {
+  worker(shared_state& shared, instance& copy, const replay_plan& whole, std::size_t thread, std::size_t first_stream)
+      : shared_(shared), copy_(copy), plan_(whole.threads[thread]), stream_of_(whole.stream_of),
+        first_stream_(first_stream) {
     const auto frees = static_cast<std::size_t>(
-        std::count_if(plan.events.begin(), plan.events.end(), [](const event& e) { return e.what == action::free; }));
+        std::count_if(plan_.events.begin(), plan_.events.end(), [](const event& e) { return e.what == action::free; }));
     free_ticks_.reserve(frees);
-    allocate_ticks_.reserve(plan.events.size() - frees);
+    allocate_ticks_.reserve(plan_.events.size() - frees);
   }
 
   void run() {
@@ -104,15 +105,16 @@ class alignas(cache_line) worker {
   bool execute(const event& call) { return call.what == action::allocate ? allocate(call) : free(call); }
 
   bool allocate(const event& call) {
+    const std::size_t stream = first_stream_ + stream_of_[call.block];
     const std::uint64_t begin = section_begin();
-    void* const pointer = shared_.peer.allocate_in(first_stream_ + call.thread, call.bytes);
+    void* const pointer = shared_.peer.allocate_in(stream, call.bytes);
     const std::uint64_t end = section_end();
     allocate_ticks_.push_back(end - begin);
     if (pointer == nullptr) return refuse(call);
     const std::uint64_t live = shared_.live.fetch_add(call.bytes, std::memory_order::relaxed) + call.bytes;
     peak_live_ = std::max(peak_live_, live);
     if (shared_.settings.touch) touch(pointer, call.bytes);
-    shared_.peer.use_in(first_stream_ + call.thread, pointer);
+    shared_.peer.use_in(stream, pointer);
     if (shared_.seen != nullptr) shared_.seen->addresses[call.block] = reinterpret_cast<std::uintptr_t>(pointer);
     copy_.pointers[call.block].store(pointer, std::memory_order::release);
     return true;
@@ -134,8 +136,9 @@ class alignas(cache_line) worker {
     if (pointer == refused) return true;
     // Before the call: afterwards another thread may have the memory already, and it would count twice.
     shared_.live.fetch_sub(call.bytes, std::memory_order::relaxed);
+    const std::size_t stream = first_stream_ + stream_of_[call.block];
     const std::uint64_t begin = section_begin();
-    const bool good = shared_.peer.deallocate_in(first_stream_ + call.thread, pointer, call.bytes);
+    const bool good = shared_.peer.deallocate_in(stream, pointer, call.bytes);
     const std::uint64_t end = section_end();
     free_ticks_.push_back(end - begin);
     if (!good) ++refused_frees_;
@@ -155,6 +158,7 @@ class alignas(cache_line) worker {
   shared_state& shared_;
   instance& copy_;
   const replay_plan::thread& plan_;
+  const std::vector<std::uint16_t>& stream_of_;
   std::size_t first_stream_;
   std::vector<std::uint64_t> allocate_ticks_;
   std::vector<std::uint64_t> free_ticks_;
@@ -184,7 +188,7 @@ void free_rest(any_peer& peer, const replay_plan& plan, instance& copy, std::siz
       if (call.what != action::allocate) continue;
       void* const pointer = copy.pointers[call.block].load(std::memory_order::relaxed);
       if (pointer != nullptr && pointer != refused)
-        static_cast<void>(peer.deallocate_in(first_stream + call.thread, pointer, call.bytes));
+        static_cast<void>(peer.deallocate_in(first_stream + plan.stream_of[call.block], pointer, call.bytes));
     }
   }
 }
@@ -215,16 +219,15 @@ replay_plan plan_replay(const trace& recorded, std::size_t threads) {
   plan.events = recorded.events.size();
   plan.threads.resize(std::clamp<std::size_t>(threads, 1, std::max<std::size_t>(recorded.threads, 1)));
   const std::vector<std::size_t> assigned = assign_threads(recorded, plan.threads.size());
-  std::vector<std::uint16_t> allocating(recorded.blocks);
+  plan.stream_of.resize(recorded.blocks);
   const replay_plan::thread* previous = nullptr;
   for (std::uint64_t position = 0; position < recorded.events.size(); ++position) {
     const event& call = recorded.events[position];
     replay_plan::thread& thread = plan.threads[assigned[call.thread]];
-    if (call.what == action::allocate) allocating[call.block] = static_cast<std::uint16_t>(assigned[call.thread]);
+    if (call.what == action::allocate) plan.stream_of[call.block] = static_cast<std::uint16_t>(assigned[call.thread]);
     if (&thread != previous) thread.turns.push_back({position, 0});
     ++thread.turns.back().count;
     thread.events.push_back(call);
-    thread.events.back().thread = allocating[call.block];
     previous = &thread;
   }
   return plan;
@@ -240,8 +243,8 @@ replay_outcome replay(any_peer& peer, const replay_plan& plan, const replay_sett
   std::vector<worker> workers;
   for (std::size_t i = 0; i < settings.copies; ++i) {
     instance& copy = *copies.emplace_back(std::make_unique<instance>(plan.blocks));
-    for (const replay_plan::thread& thread : plan.threads)
-      workers.emplace_back(shared, copy, thread, i * plan.threads.size());
+    for (std::size_t thread = 0; thread < plan.threads.size(); ++thread)
+      workers.emplace_back(shared, copy, plan, thread, i * plan.threads.size());
   }
   run_all(workers, shared);
   replay_outcome total;

@@ -25,11 +25,12 @@ struct replay_plan {
     std::uint64_t count = 0;
   };
   struct thread {
-    std::vector<event> events;  ///< event::thread is the number, in `threads`, of the thread that allocates the block
+    std::vector<event> events;
     std::vector<turn> turns;
   };
 
   std::vector<thread> threads;
+  std::vector<std::uint16_t> stream_of;  ///< of each block: the number, in `threads`, of the thread that allocates it
   std::size_t blocks = 0;
   std::size_t events = 0;
 };

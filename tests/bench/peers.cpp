@@ -65,6 +65,10 @@ TEST_CASE("names are unique and lead to their entry, orderly first") {
     CHECK(names.insert(std::string(entry.name)).second);
     CHECK(find_peer(entry.name) == &entry);
   }
+  for (const peer_entry& entry : stream_peers()) {
+    CHECK(names.insert(std::string(entry.name)).second);
+    CHECK(find_peer(entry.name) == &entry);
+  }
   CHECK(peers().front().name == "orderly");
   CHECK(arenas().size() == 3);
   CHECK(find_peer("no such allocator") == nullptr);
@@ -182,5 +186,94 @@ TEST_CASE("no block has two owners among threads") {
     for (unsigned thread = 0; thread < mixed_up.size(); ++thread) threads.emplace_back(work, thread);
     threads.clear();
     CHECK(mixed_up == std::vector<std::size_t>(3));
+  }
+}
+
+TEST_CASE("no block has two owners among streams") {
+  for (const peer_entry& entry : stream_peers()) {
+    CAPTURE(entry.name);
+    const auto peer = entry.make({.capacity = 8 * mib, .limit = 0, .chunk = 0});
+    std::vector<std::size_t> mixed_up(3);
+    const auto work = [&peer, &mixed_up](unsigned thread) {
+      std::mt19937_64 random(thread);
+      std::vector<live_block> live;
+      const auto mark = static_cast<std::byte>(thread + 1);
+      for (int step = 0; step < 10'000; ++step) {
+        const std::size_t bytes = random_size(random) % (64 * kib) + 1;
+        auto* const block = static_cast<std::byte*>(peer->allocate_in(thread, bytes));
+        if (block != nullptr) {
+          block[0] = block[bytes - 1] = mark;
+          live.push_back({block, bytes});
+        }
+        while (live.size() > (block == nullptr ? 0 : 20)) {
+          std::swap(live[random() % live.size()], live.back());
+          const auto [begin, length] = live.back();
+          mixed_up[thread] += begin[0] != mark || begin[length - 1] != mark;
+          mixed_up[thread] += !peer->deallocate_in(thread, begin, length);
+          live.pop_back();
+        }
+      }
+      for (const live_block& block : live) mixed_up[thread] += !peer->deallocate_in(thread, block.begin, block.bytes);
+    };
+    std::vector<std::jthread> threads;
+    for (unsigned thread = 0; thread < mixed_up.size(); ++thread) threads.emplace_back(work, thread);
+    threads.clear();
+    CHECK(mixed_up == std::vector<std::size_t>(3));
+  }
+}
+
+TEST_CASE("a stream gets all that another one freed, behind what still uses it") {
+  for (const peer_entry& entry : stream_peers()) {
+    CAPTURE(entry.name);
+    const auto peer = entry.make({.capacity = 8 * mib, .limit = 0, .chunk = 0});
+    for (std::size_t stream = 0; stream < 4; ++stream) {
+      std::vector<void*> blocks;
+      for (int i = 0; i < 128; ++i) blocks.push_back(peer->allocate_in(stream, 64 * kib));
+      CHECK(std::ranges::count(blocks, nullptr) == 0);
+      CHECK(peer->allocate_in(stream, 64 * kib) == nullptr);
+      for (void* const block : blocks) {
+        peer->use_in(stream, block);
+        REQUIRE(peer->deallocate_in(stream, block, 64 * kib));
+      }
+    }
+    REQUIRE(peer->made());
+    CHECK(peer->made()->records >= 3);
+  }
+}
+
+TEST_CASE("work in a stream writes to the block") {
+  for (const peer_entry& entry : stream_peers()) {
+    for (const auto schedule : {orderly::software_schedule::workers, orderly::software_schedule::eager}) {
+      arena_config config{.capacity = 8 * mib, .limit = 0, .chunk = 0};
+      config.schedule = schedule;
+      config.run_ahead = 1;
+      const auto peer = entry.make(config);
+      void* const block = peer->allocate_in(0, 4096);
+      REQUIRE(block != nullptr);
+      *static_cast<char*>(block) = 0;
+      peer->use_in(0, block);
+      peer->use_in(0, peer->allocate_in(0, 4096));  // waits for the first
+      CHECK(*static_cast<char*>(block) == 1);
+    }
+  }
+}
+
+TEST_CASE("slack reaches the pool") {
+  for (const char* const name : {"orderly", "orderly-streams"}) {
+    // Frees 128 MiB of one size and asks for 128 MiB of another: how much is kept for the first is what slack says.
+    const auto most = [&](double slack) {
+      arena_config config{.capacity = 512 * mib, .limit = 0, .chunk = 0};
+      config.slack = slack;
+      config.schedule = orderly::software_schedule::eager;
+      const auto peer = find_peer(name)->make(config);
+      for (const std::size_t bytes : {mib, 2 * mib}) {
+        std::vector<void*> blocks;
+        for (std::size_t held = 0; held < 128 * mib; held += bytes) blocks.push_back(peer->allocate_in(0, bytes));
+        for (void* const block : blocks) CHECK(peer->deallocate_in(0, block, bytes));
+      }
+      return peer->peak_committed();
+    };
+    CHECK(most(0) < 160 * mib);
+    CHECK(most(10) >= 256 * mib);
   }
 }

@@ -29,7 +29,7 @@ TINY_TOTAL = 450000
 
 NUMBERS = ("operations", "failures", "bad_frees", "ns_per_operation", "p50_ns", "p99_ns", "p999_ns", "max_ns",
            "peak_live_bytes")
-NUMBERS_OR_NULL = ("peak_committed_bytes", "smallest_limit_bytes")
+NUMBERS_OR_NULL = ("peak_committed_bytes", "smallest_limit_bytes", "records", "waits")
 
 # Events and peak of live bytes of the recorded traces.
 RECORDED = {
@@ -75,13 +75,15 @@ class CommandLine(unittest.TestCase):
     def test_help_names_every_option(self):
         text = self.run_program("--help").stdout
         for option in ("--allocator", "--order", "--threads", "--copies", "--repeat", "--chunk", "--limit",
-                       "--capacity", "--find-limit", "--unit", "--touch", "--json", "--plot", "--list"):
+                       "--capacity", "--find-limit", "--unit", "--touch", "--json", "--plot", "--list", "--schedule",
+                       "--run-ahead", "--slack"):
             self.assertIn(option, text)
 
     def test_the_list_has_arenas_and_others(self):
         listed = self.allocators()
         self.assertEqual(listed["best-fit"], "arena")
         self.assertEqual(listed["malloc"], "general")
+        self.assertEqual(listed["orderly-streams"], "arena,")
 
     def test_wrong_arguments(self):
         tiny = self.file("tiny.csv", TINY)
@@ -93,6 +95,7 @@ class CommandLine(unittest.TestCase):
                           ["--limit", "0", tiny], ["--limit", "5XiB", tiny], ["--limit", "1.5GiB", tiny],
                           ["--limit", "99999999999999999999", tiny], ["--limit", "999999999TiB", tiny],
                           ["--unit", "KB", tiny], ["--plot", "a.gif", tiny], ["--limit"],
+                          ["--schedule", "never", tiny], ["--run-ahead", "0", tiny], ["--slack", "-1", tiny],
                           ["--json", self.folder / "no" / "such.json", tiny],
                           ["--plot", self.folder / "no" / "such.png", tiny]):
             with self.subTest(arguments=arguments):
@@ -207,6 +210,25 @@ class CommandLine(unittest.TestCase):
             self.assertEqual((row["operations"], row["threads"], row["order"]), (15, 2, "free"))
             # A thread may allocate all it ever does before the other frees anything.
             self.assertLessEqual(row["peak_live_bytes"], 3 * TINY_TOTAL)
+
+    def test_streams(self):
+        tiny = self.file("tiny.csv", TINY)
+        names = [name for name in self.allocators() if name.endswith("-streams")]
+        self.assertEqual(len(names), 4)
+        for schedule in ("workers", "eager", "random"):
+            rows = self.results("-a", ",".join(names), "--threads", "2", "--schedule", schedule, "--run-ahead", "1",
+                                "--slack", "0.1", "--find-limit", tiny)
+            for row in rows:
+                with self.subTest(schedule=schedule, allocator=row["allocator"]):
+                    self.check_shape(row)
+                    self.assertEqual((row["operations"], row["failures"], row["bad_frees"]), (5, 0, 0))
+                    self.assertGreaterEqual(row["smallest_limit_bytes"], TINY_PEAK)
+                    self.assertIsNotNone(row["waits"])
+        classic = next(row for row in rows if row["allocator"] == "classic-streams")
+        self.assertEqual(classic["records"], 2)  # one for each free of the trace
+        self.assertNotIn("orderly-streams", self.run_program(tiny).stdout)
+        row, = self.results("-a", "best-fit", tiny)
+        self.assertIsNone(row["records"])
 
     def test_the_table(self):
         text = self.run_program("-a", "best-fit", "--find-limit", self.file("tiny.csv", TINY)).stdout

@@ -4,8 +4,13 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <map>
+#include <mutex>
+#include <optional>
 #include <random>
 #include <set>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "tiny_peers.hpp"
@@ -218,6 +223,53 @@ TEST_CASE("an observation has the highest committed of each interval, and every 
   CHECK(seen.committed == expected);
   CHECK(std::set<std::uint64_t>(seen.addresses.begin(), seen.addresses.end()).size() == recorded.blocks);
   CHECK(std::count(seen.addresses.begin(), seen.addresses.end(), 0U) == 0);
+}
+
+TEST_CASE("each thread has a stream, and a block is used and freed in the one of its allocation") {
+  class in_streams final : public any_peer {
+   public:
+    void* allocate(std::size_t) noexcept override { return nullptr; }
+    bool deallocate(void*, std::size_t) noexcept override { return false; }
+    void* allocate_in(std::size_t stream, std::size_t) noexcept override {
+      const std::lock_guard lock(mutex_);
+      allocating_[stream].insert(std::this_thread::get_id());
+      live_[++next_] = {stream, false};
+      return reinterpret_cast<void*>(next_);
+    }
+    void use_in(std::size_t stream, void* pointer) override {
+      const std::lock_guard lock(mutex_);
+      auto& block = live_.at(reinterpret_cast<std::uintptr_t>(pointer));
+      mistakes_ += block != std::pair{stream, false};
+      block.second = true;
+    }
+    bool deallocate_in(std::size_t stream, void* pointer, std::size_t) noexcept override {
+      const std::lock_guard lock(mutex_);
+      const auto found = live_.find(reinterpret_cast<std::uintptr_t>(pointer));
+      mistakes_ += found == live_.end() || found->second != std::pair{stream, true};
+      if (found != live_.end()) live_.erase(found);
+      return true;
+    }
+    [[nodiscard]] std::optional<stream_work> made() const noexcept override { return stream_work{5, 7}; }
+
+    std::mutex mutex_;
+    std::map<std::size_t, std::set<std::thread::id>> allocating_;
+    std::map<std::uintptr_t, std::pair<std::size_t, bool>> live_;
+    std::uintptr_t next_ = 0;
+    std::size_t mistakes_ = 0;
+  };
+  const trace recorded = random_trace(5, 2000, false);
+  for (const replay_order order : {replay_order::recorded, replay_order::free}) {
+    in_streams peer;
+    const replay_outcome outcome = replay(peer, plan_replay(recorded, 3), {.order = order, .copies = 2});
+    CHECK(peer.mistakes_ == 0);
+    CHECK(peer.live_.empty());
+    CHECK(peer.allocating_.size() == 6);
+    CHECK(peer.allocating_.rbegin()->first == 5);
+    for (const auto& [stream, threads] : peer.allocating_) CHECK(threads.size() == 1);
+    REQUIRE(outcome.made);
+    CHECK(outcome.made->records == 5);
+    CHECK(outcome.made->waits == 7);
+  }
 }
 
 TEST_CASE("an empty trace replays") {
