@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes the report of bench/run: tables, targets, picture.
 
-FOLDER holds what orderly-bench, orderly-stream-bench and orderly-replay wrote; a file that is missing leaves its figures
-out, and the report says so:
+FOLDER holds what orderly-bench, orderly-stream-bench and orderly-replay wrote; a file that is missing leaves its
+figures out, and the report says so:
 
   throughput.json        orderly-bench
   replay.json, .png      orderly-replay on the recorded traces, default settings, recorded order
@@ -13,8 +13,8 @@ out, and the report says so:
   streams.json           orderly-stream-bench
   streams-replay.json    the recorded traces with a software stream for each thread, chunks of 2 MiB, --find-limit
   streams-replay-free.json, -random.json, -slack.json
-                         the same with threads running freely; with streams that keep up with the host (--schedule random);
-                         the latter with --slack 0.1
+                         the same with threads running freely; with streams that keep up with the host (--schedule
+                         random); the latter with --slack 0.1
 """
 
 import argparse
@@ -233,8 +233,9 @@ def stream_replay_table(replay):
         if replay.failed(trace, allocator):
             cells[:2] = ['refused', cells[1]]
         rows.append([trace, str(row.get('threads', '')), allocator, *cells])
-    return compare.markdown(['trace', 'streams', 'allocator', 'committed/live', 'limit/live', 'ns/call', 'p50', 'p99', 'p99.9',
-                             'max', 'records', 'waits'], rows, 3)
+    header = ['trace', 'streams', 'allocator', 'committed/live', 'limit/live', 'ns/call', 'p50', 'p99', 'p99.9', 'max',
+              'records', 'waits']
+    return compare.markdown(header, rows, 3)
 
 
 def stream_sections(results):
@@ -245,8 +246,9 @@ def stream_sections(results):
     shown = [(title, replay) for title, replay in results.stream_replays.items() if replay.rows]
     if shown:
         sections.append('## Recorded PyTorch traces on software streams\n')
-        sections.append('A stream for each thread; every allocation is followed by work in its stream that writes to the '
-                        'block. Chunks of 2 MiB; of a flat buffer only the smallest is told. Percentiles of allocate, ns.\n')
+        sections.append('A stream for each thread; every allocation is followed by work in its stream that writes to '
+                        'the block. Chunks of 2 MiB; of a flat buffer only the smallest is told. Percentiles of '
+                        'allocate, in ns.\n')
         sections += [f'{title[0].upper()}{title[1:]}\n\n{stream_replay_table(replay)}' for title, replay in shown]
     return sections
 

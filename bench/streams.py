@@ -133,7 +133,8 @@ def call_table(results, world):
             key = Key(world, workload, 'own', False, allocator, most)
             cells = [results.median(key, field) for field in ('calls', 'records', 'waits')]
             if any(cell is not None for cell in cells):
-                rows.append([workload, allocator, str(most), *('' if cell is None else figure(cell * 64) for cell in cells)])
+                shown = ['' if cell is None else figure(cell * 64) for cell in cells]
+                rows.append([workload, allocator, str(most), *shown])
     if not rows:
         return ''
     made = 'calls of CUDA' if world == 'cuda' else 'operations on streams and events'
@@ -176,7 +177,8 @@ def kernel_table(results):
             cells = []
             for kernels, streams in shapes:
                 key = Kernels(allocator, streams, kernels, warm)
-                value, alone = microseconds(results, key), microseconds(results, key._replace(allocator='no-allocation'))
+                value = microseconds(results, key)
+                alone = microseconds(results, key._replace(allocator='no-allocation'))
                 cell = 'refused' if results.failed(key) else '' if value is None else figure(value)
                 if value and alone and allocator != 'no-allocation':
                     cell += f' ({value / alone:.2f}x)'
@@ -192,10 +194,12 @@ def kernel_table(results):
 
 
 def world_section(results, world):
-    parts = ['Million allocate+free pairs per second, all threads together; in brackets orderly relative to the peer.\n',
-             throughput_tables(results, world), call_table(results, world), latency_table(results, world)]
+    parts = ['Million allocate+free pairs per second, all threads together; in brackets orderly relative to the '
+             'peer.\n', throughput_tables(results, world), call_table(results, world), latency_table(results, world)]
     if world == 'cuda':
         parts.append(kernel_table(results))
+        parts.append('PyTorch frees a block to the stream of its allocation, whoever frees it; what cudaMallocAsync '
+                     'and PyTorch do inside is not counted as calls.\n')
     return '\n'.join(part for part in parts if part)
 
 
@@ -246,8 +250,8 @@ def check_host_pool(results, world, threads):
     key = Key(world, 'pair', 'own', False, OWN, threads)
     own, other = results.median(key), results.median(key._replace(allocator=HOST))
     reached = other / own if own and other else None
-    return at_most(f'{world}: pair, {threads} thread' + ('s' if threads != 1 else ''), 'time of the pool without streams',
-                   1.5, reached, rounded_up(reached) if reached else '')
+    return at_most(f'{world}: pair, {threads} thread' + ('s' if threads != 1 else ''),
+                   'time of the pool without streams', 1.5, reached, rounded_up(reached) if reached else '')
 
 
 def check_scaling(results, world):

@@ -82,9 +82,7 @@ class adapter final : public any_peer {
   bool deallocate_in(std::size_t stream, void* pointer, std::size_t bytes) noexcept override {
     return pool_.deallocate(pointer, bytes, streams_[stream].handle());
   }
-  void use_in(std::size_t stream, void* pointer) override {
-    streams_[stream].write(pointer);
-  }
+  void use_in(std::size_t stream, void* pointer) override { streams_[stream].write(pointer); }
   [[nodiscard]] std::size_t committed() const noexcept override { return pool_.committed(); }
   [[nodiscard]] std::size_t peak_committed() const noexcept override { return pool_.peak_committed(); }
   [[nodiscard]] std::optional<stream_work> made() const noexcept override { return pool_.made(); }

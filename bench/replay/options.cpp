@@ -29,8 +29,8 @@ constexpr const char* notes =
     "arena; times are medians over the repetitions, memory and failures those of the worst.\n\n"
     "Memory: committed is what the allocator holds, live what the trace holds at its peak. Blocks are not written\n"
     "unless --touch is given. Each allocator runs in a process of its own.\n\n"
-    "Streams: allocators named *-streams serve each replaying thread in a software stream of its own. Every allocation is\n"
-    "followed by work in its stream that writes to the block; a block is freed in the stream of its allocation.\n\n"
+    "Streams: allocators named *-streams serve each replaying thread in a software stream of its own. Allocations are\n"
+    "followed by work in the stream that writes to the block; a block is freed in the stream of its allocation.\n\n"
     "--find-limit: one copy, in recorded order, on the same threads; searched upwards from the peak of live bytes in\n"
     "steps that double, then bisected, to the chunk (64 KiB where --chunk is not given).\n\n"
     "Exit status: 0; 1 if something asked for could not be measured; 2 if the input or the arguments are wrong.";
@@ -82,7 +82,8 @@ std::string check_plot(const std::string& name) {
 
 void add_choices(CLI::App& app, replay_options& chosen) {
   app.add_option("trace", chosen.traces, "Files to replay, one after the other")->type_name("FILE");
-  app.add_option("-a,--allocator", chosen.allocators, "Allocators to compare; by default all that are available and know no streams")
+  app.add_option("-a,--allocator", chosen.allocators,
+                 "Allocators to compare; by default all that are available and know no streams")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->check(CLI::Validator(check_peer, ""))
@@ -127,7 +128,7 @@ void add_sizes(CLI::App& app, replay_options& chosen) {
       ->type_name("BYTES");
   app.add_option_function<std::string>(
          "--schedule", [&chosen](const std::string& name) { chosen.schedule = schedules.at(name); },
-         "When streams work: on threads of their own (default); at once, within the calls; or by chance, within the calls")
+         "When streams work: on threads of their own (default); at once, within the calls; by chance, within the calls")
       ->check(CLI::IsMember(schedules).description(""))
       ->type_name("workers|eager|random");
   app.add_option("--run-ahead", chosen.run_ahead,

@@ -4,8 +4,8 @@
 
 namespace orderly::bench {
 
-/// Queues a kernel of one block that is busy for that many clocks of a multiprocessor, and then writes to the first eight
-/// bytes of `temporary`, unless that is null. False: not launched.
+/// Queues a kernel of one block that is busy for that many clocks of a multiprocessor, and then writes to the first
+/// eight bytes of `temporary`, unless that is null. False: not launched.
 bool launch_busy(void* stream, void* temporary, long long clocks);
 
 }  // namespace orderly::bench

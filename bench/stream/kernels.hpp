@@ -1,9 +1,9 @@
 /// \file
 /// kernels: what an allocator's waits cost on the device. One thread launches K short kernels round S streams; each has
-/// a temporary of 1 MiB, allocated before the launch and freed after it in the kernel's stream. Time counts from the first
-/// allocation to the end of the last kernel. Fresh (warm:0): each time the allocator is new, and has met no stream. Warm:
-/// the same was done once before. `no-allocation` does the launches alone: what another needs beyond it is kernel
-/// concurrency lost, or time of the launching thread.
+/// a temporary of 1 MiB, allocated before the launch and freed after it in the kernel's stream. Time counts from the
+/// first allocation to the end of the last kernel. Fresh (warm:0): each time the allocator is new, and has met no
+/// stream. Warm: the same was done once before. `no-allocation` does the launches alone: what another needs beyond it
+/// is kernel concurrency lost, or time of the launching thread.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -52,9 +52,9 @@ class kernels_measurement {
   static void add(std::size_t streams, std::size_t kernels, bool warm) {
     const std::string name = "cuda/kernels/" + std::string(Peer::name) + "/streams:" + std::to_string(streams) +
                              "/kernels:" + std::to_string(kernels) + "/warm:" + (warm ? "1" : "0");
-    benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
-      measure(state, streams, kernels, warm);
-    })->UseManualTime()->Iterations(30);
+    benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) { measure(state, streams, kernels, warm); })
+        ->UseManualTime()
+        ->Iterations(30);
   }
 
   static void measure(benchmark::State& state, std::size_t streams, std::size_t kernels, bool warm) {

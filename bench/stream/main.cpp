@@ -4,10 +4,10 @@
 ///   WORLD/WORKLOAD/ALLOCATOR[/streams:LAYOUT][/latency]/threads:N     workloads.hpp says what they do
 ///   cuda/kernels/ALLOCATOR/streams:S/kernels:K/warm:W                 kernels.hpp
 ///
-/// Each thread has a stream of its own; or all share one (streams:one); or each goes round the same four (streams:four).
-/// items_per_second are allocate+free pairs of all threads together. Counters, for each pair: calls, of the streams'
-/// driver (software) or of CUDA; records and waits, which the allocator put into streams. What an allocator does not tell
-/// is missing. With latency, every 13th call is timed: nanoseconds of allocate_* and free_*.
+/// Each thread has a stream of its own; or all share one (streams:one); or each goes round the same four
+/// (streams:four). items_per_second are allocate+free pairs of all threads together. Counters, for each pair: calls, of
+/// the streams' driver (software) or of CUDA; records and waits, which the allocator put into streams. What an
+/// allocator does not tell is missing. With latency, every 13th call is timed: nanoseconds of allocate_* and free_*.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -53,7 +53,8 @@ const clock_scale& the_clock() {
   return scale;
 }
 
-template <stream_world World, class Peer, template <class, class, std::size_t> class Workload, layout Layout, bool Timed>
+template <stream_world World, class Peer, template <class, class, std::size_t> class Workload, layout Layout,
+          bool Timed>
 class measurement {
  public:
   static void add() {
@@ -71,7 +72,9 @@ class measurement {
 
   struct run {
     explicit run(int threads)
-        : peer(world, workload::arena(threads)), shared(world, threads), samples(Timed ? static_cast<std::size_t>(threads) : 0),
+        : peer(world, workload::arena(threads)),
+          shared(world, threads),
+          samples(Timed ? static_cast<std::size_t>(threads) : 0),
           ready(threads) {
       const int count = Layout == layout::own ? threads : static_cast<int>(streams_each);
       for (int i = 0; i < count; ++i) streams.push_back(world.make_stream());
@@ -140,7 +143,7 @@ class measurement {
     const auto steps = static_cast<std::size_t>(state.max_iterations);
     while (state.KeepRunningBatch(state.max_iterations)) {  // once; waits for all threads before and after
       pairs = run_steps(work, steps, at.threads) * work.pairs_per_step();
-      current->pairs.fetch_add(pairs, std::memory_order_relaxed);  // a figure
+      current->pairs.fetch_add(pairs, std::memory_order_relaxed);             // a figure
       current->refused.fetch_add(work.refused(), std::memory_order_relaxed);  // a figure
     }
     state.SetItemsProcessed(static_cast<std::int64_t>(pairs));
@@ -149,8 +152,8 @@ class measurement {
     if (current->refused.load(std::memory_order_relaxed) != 0) state.SkipWithError("an allocation was refused");
   }
 
-  /// As many steps as there are for this thread; returns how many it took. Where threads share out the steps, all are busy
-  /// to the end: with a fixed share each, one that a mutex favours would finish first, and leave the others alone.
+  /// As many steps as there are for this thread; returns how many it took. Where threads share out the steps, all are
+  /// busy to the end: with a fixed share each, one that a mutex favours would finish first, and leave the others alone.
   static std::size_t run_steps(workload& work, std::size_t steps, int threads) {
     if constexpr (workload::in_step) {
       for (std::size_t i = 0; i < steps; ++i) work.step();

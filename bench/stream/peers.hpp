@@ -60,9 +60,9 @@ class orderly_host_peer {
   pool pool_;
 };
 
-/// One mutex, a list of free blocks per size and stream, an event recorded at every free: the scheme of RMM's pool and of
-/// others. Blocks of another stream are taken when their event has passed, or else behind a wait. Sizes are rounded to
-/// powers of two, and the memory is divided once and for all. Of the world it needs driver() and source().
+/// One mutex, a list of free blocks per size and stream, an event recorded at every free: the scheme of RMM's pool and
+/// of others. Blocks of another stream are taken when their event has passed, or else behind a wait. Sizes are rounded
+/// to powers of two, and the memory is divided once and for all. Of the world it needs driver() and source().
 template <class World>
 class classic_peer {
  public:

@@ -1,10 +1,10 @@
 /// \file
-/// What threads do with streams. A workload is a class template over the world, the peer, and the number of streams that a
-/// thread goes round. One object per thread does the thread's share:
+/// What threads do with streams. A workload is a class template over the world, the peer, and the number of streams
+/// that a thread goes round. One object per thread does the thread's share:
 ///
 ///   static constexpr std::string_view name;
 ///   static constexpr bool needs_two;            runs on an even number of threads only
-///   static constexpr bool in_step;              each thread makes the same number of steps; else they share out all steps
+///   static constexpr bool in_step;              each thread makes as many steps; else they share out all steps
 ///   static constexpr std::size_t arena(int threads);  bytes
 ///   struct shared { shared(World&, int threads); };   what the threads of one run have in common
 ///   workload(Peer&, shared&, const seat<World>&);
@@ -190,8 +190,9 @@ class slots_work {
   std::size_t refused_ = 0;
 };
 
-/// Pairs of threads, a stream each. One allocates 64 blocks of 2 KiB, marks its stream behind them and passes them through
-/// a bounded ring; the other has its stream wait for the mark and frees them there. In one common stream, no mark is needed.
+/// Pairs of threads, a stream each. One allocates 64 blocks of 2 KiB, marks its stream behind them and passes them
+/// through a bounded ring; the other has its stream wait for the mark and frees them there. In one common stream, no
+/// mark is needed.
 template <class World, class Peer, std::size_t Streams>
 class handoff_work {
  public:
@@ -223,8 +224,12 @@ class handoff_work {
   };
 
   handoff_work(Peer& peer, shared& common, const seat<World>& at)
-      : peer_(peer), world_(at.world), lane_(common.lanes[static_cast<std::size_t>(at.thread) / 2]),
-        stream_(at.streams[0]), produces_(at.thread % 2 == 0), marks_(!at.in_common) {}
+      : peer_(peer),
+        world_(at.world),
+        lane_(common.lanes[static_cast<std::size_t>(at.thread) / 2]),
+        stream_(at.streams[0]),
+        produces_(at.thread % 2 == 0),
+        marks_(!at.in_common) {}
 
   void step() { produces_ ? produce() : consume(); }
   [[nodiscard]] std::size_t pairs_per_step() const noexcept { return produces_ ? batch{}.blocks.size() : 0; }
@@ -258,9 +263,9 @@ class handoff_work {
   std::size_t refused_ = 0;
 };
 
-/// Under pressure: threads take turns, each with three quarters of all the memory, in blocks of 64 KiB in its own stream.
-/// So what a turn takes beyond a quarter was freed in another stream. Busy: each turn leaves work in its stream, which the
-/// next one's stream has to wait for.
+/// Under pressure: threads take turns, each with three quarters of all the memory, in blocks of 64 KiB in its own
+/// stream. So what a turn takes beyond a quarter was freed in another stream. Busy: each turn leaves work in its
+/// stream, which the next one's stream has to wait for.
 template <class World, class Peer, bool Busy>
 class cross_work_of {
  public:
@@ -274,8 +279,12 @@ class cross_work_of {
   };
 
   cross_work_of(Peer& peer, shared& common, const seat<World>& at)
-      : peer_(peer), world_(at.world), common_(common), stream_(at.streams[0]),
-        next_(static_cast<std::size_t>(at.thread)), threads_(static_cast<std::size_t>(at.threads)) {}
+      : peer_(peer),
+        world_(at.world),
+        common_(common),
+        stream_(at.streams[0]),
+        next_(static_cast<std::size_t>(at.thread)),
+        threads_(static_cast<std::size_t>(at.threads)) {}
 
   void step() {
     while (common_.turn.load(std::memory_order_acquire) != next_) std::this_thread::yield();  // the turn before

@@ -11,7 +11,7 @@
 ///   void occupy(stream_handle);                                 puts work of about 20 us into a stream
 ///   void record(mark&, stream_handle);                          a place in a stream, a program's own; not counted
 ///   void wait(stream_handle, mark&);                            once after each record(); not counted
-///   std::uint64_t calls();                                      stream operations, or calls of the device's library, so far
+///   std::uint64_t calls();                                      stream operations, or calls of CUDA, so far
 #pragma once
 
 #include <concepts>

@@ -161,7 +161,8 @@ class Reports(unittest.TestCase):
 
     def test_kernels_are_compared_by_time(self):
         name = 'cuda/kernels/{}/streams:4/kernels:4/warm:0/iterations:30/manual_time'
-        self.write_streams(entry(name.format('orderly'), real_time=100e3), entry(name.format('no-allocation'), real_time=80e3),
+        self.write_streams(entry(name.format('orderly'), real_time=100e3),
+                           entry(name.format('no-allocation'), real_time=80e3),
                            entry(name.format('cudaMallocAsync'), real_time=90e3))
         self.assertEqual(self.verdict('cuda: kernels', 'time of cudaMallocAsync;'), ('missed', '1.12'))
         self.assertRegex(streams.kernel_table(report.Results(self.folder).streams), r'orderly +\| +100 \(1\.25x\)')
