@@ -20,19 +20,21 @@ constexpr std::size_t most_text = 256;
 
 int fail_without_device(int device) noexcept {
   char text[most_text];
-  std::snprintf(text, sizeof text,
-                "orderly_pool_create_cuda: there is no CUDA device %d here: it is not among those that CUDA shows, or the "
-                "driver is missing or older than the CUDA runtime",
-                device);
+  std::snprintf(
+      text, sizeof text,
+      "orderly_pool_create_cuda: there is no CUDA device %d here: it is not among those that CUDA shows, or the "
+      "driver is missing or older than the CUDA runtime",
+      device);
   return fail(orderly::error::source_failed, text);
 }
 
 int fail_without_memory(int device, const orderly::out_of_memory& refused) noexcept {
   char text[most_text];
-  std::snprintf(text, sizeof text,
-                "orderly_pool_create_cuda: device %d does not give %zu bytes in one piece, or the host has no memory for the "
-                "pool's own data; lower the capacity",
-                device, refused.requested());
+  std::snprintf(
+      text, sizeof text,
+      "orderly_pool_create_cuda: device %d does not give %zu bytes in one piece, or the host has no memory for the "
+      "pool's own data; lower the capacity",
+      device, refused.requested());
   return fail(orderly::error::source_failed, text);
 }
 
@@ -89,9 +91,8 @@ void* orderly_allocate_async(orderly_pool* pool, size_t bytes, void* stream) {
 
 int orderly_deallocate_async(orderly_pool* pool, void* pointer, size_t bytes, void* stream) {
   if (pointer == nullptr) return ORDERLY_OK;
-  return with_streams(pool, "orderly_deallocate_async", [=](orderly::stream_pool& of) {
-    return orderly::c_api::deallocate(of, pointer, bytes, stream);
-  });
+  return with_streams(pool, "orderly_deallocate_async",
+                      [=](orderly::stream_pool& of) { return orderly::c_api::deallocate(of, pointer, bytes, stream); });
 }
 
 int orderly_record_stream(orderly_pool* pool, void* pointer, void* stream) {
@@ -124,10 +125,11 @@ int orderly_stream_synchronize(orderly_pool* pool, void* stream) {
   return with_streams(pool, "orderly_stream_synchronize", [=](orderly::stream_pool& of) {
     if (of.stream_synchronize(stream)) return int{ORDERLY_OK};
     char text[most_text];
-    std::snprintf(text, sizeof text,
-                  "orderly_stream_synchronize: stream %p cannot be waited for: its device has failed, it captures, or it "
-                  "is no stream",
-                  stream);
+    std::snprintf(
+        text, sizeof text,
+        "orderly_stream_synchronize: stream %p cannot be waited for: its device has failed, it captures, or it "
+        "is no stream",
+        stream);
     return fail(orderly::error::stream_failed, text);
   });
 }

@@ -1,18 +1,18 @@
 /// \file
 /// The functions of orderly/cuda/torch.h.
 ///
-/// What is relied on, as PyTorch's torch/csrc/cuda/CUDAPluggableAllocator.h and .cpp and torch/csrc/cuda/Module.cpp have it
-/// (sources of 2025 and 2026):
+/// What is relied on, as PyTorch's torch/csrc/cuda/CUDAPluggableAllocator.h and .cpp and torch/csrc/cuda/Module.cpp
+/// have it (sources of 2025 and 2026):
 ///
 /// Signatures  alloc (size_t, int device, cudaStream_t) -> void*; free (void*, size_t, int device, cudaStream_t);
 ///             record_stream (void*, cudaStream_t); reset (); memory_fraction (double, int device);
 ///             base_alloc (void*, size_t*) -> void*; init (int device_count). The comment in PyTorch's Python class
 ///             leaves out the device of free; the C++ calls with it. All are called by address, as C functions.
 /// Alloc       The device is the current one, the stream is current or given. The result is not compared with null. It
-///             is called without a lock, and before PyTorch notes the block, so that an exception leaves nothing behind;
-///             Python's binding turns every std::exception into RuntimeError. Size 0 arrives here.
-/// Free        Size, device and stream are those of the allocation, from PyTorch's own table. Pointers that are not in it
-///             do not arrive. It is called from destructors, so nothing may be thrown.
+///             is called without a lock, and before PyTorch notes the block, so that an exception leaves nothing
+///             behind; Python's binding turns every std::exception into RuntimeError. Size 0 arrives here.
+/// Free        Size, device and stream are those of the allocation, from PyTorch's own table. Pointers that are not
+///             there do not arrive. It is called from destructors, so nothing may be thrown.
 /// MemPool     PyTorch's own allocator calls alloc for whole segments, takes null for "out of memory", frees cached
 ///             segments and tries again.
 /// Init        is called when PyTorch initialises CUDA, perhaps more than once.
@@ -106,7 +106,8 @@ stream_pool* make_pool(int device) {
   auto driver = orderly::make_cuda_stream_driver(device);
   const std::string name = "device " + std::to_string(device);
   if (source == nullptr || driver == nullptr)
-    throw std::runtime_error("orderly: there is no CUDA " + name + " here, or its driver is older than the CUDA runtime");
+    throw std::runtime_error("orderly: there is no CUDA " + name +
+                             " here, or its driver is older than the CUDA runtime");
   const double fraction = places[static_cast<std::size_t>(device)].fraction;
   std::size_t bytes = source->capacity();
   if (fraction < 1) bytes = std::min(bytes, part_of_memory(device, fraction));
@@ -114,13 +115,14 @@ stream_pool* make_pool(int device) {
   orderly::stream_options settings;
   settings.memory.limit = std::max<std::size_t>(bytes, 1);
   settings.safe_mode = given.safe_mode;
-  settings.wait_before_refusing = true;  // as PyTorch's own allocator
+  settings.wait_before_refusing = source->is_virtual();  // as PyTorch's own allocator, where it helps
   try {
     return new stream_pool(std::move(source), std::move(driver), settings);
   } catch (const std::exception&) {  // too small for a granule, or refused
-    throw std::runtime_error("CUDA out of memory. orderly: " + name + " does not give the " + std::to_string(bytes) +
-                             " bytes in one piece that its pool is to have; set ORDERLY_TORCH_CAPACITY to less, or raise "
-                             "the memory fraction if it is set");
+    throw std::runtime_error(
+        "CUDA out of memory. orderly: " + name + " does not give the " + std::to_string(bytes) +
+        " bytes in one piece that its pool is to have; set ORDERLY_TORCH_CAPACITY to less, or raise "
+        "the memory fraction if it is set");
   }
 }
 
@@ -151,11 +153,12 @@ stream_pool* owner_of(const void* pointer, int& device) noexcept {
 
 [[noreturn]] void throw_out_of_memory(const stream_pool& of, std::size_t size, int device) {
   const orderly::stream_statistics now = of.stats();
-  throw std::runtime_error("CUDA out of memory. orderly: " + std::to_string(size) + " bytes were asked for on device " +
-                           std::to_string(device) + ". Its pool has " + std::to_string(now.memory.capacity) + " bytes: " +
-                           std::to_string(now.memory.allocated) + " in use (" + std::to_string(now.memory.requested) +
-                           " requested), " + std::to_string(now.held) +
-                           " freed in streams that are not done with them. Free tensors, or raise ORDERLY_TORCH_CAPACITY");
+  throw std::runtime_error(
+      "CUDA out of memory. orderly: " + std::to_string(size) + " bytes were asked for on device " +
+      std::to_string(device) + ". Its pool has " + std::to_string(now.memory.capacity) +
+      " bytes: " + std::to_string(now.memory.allocated) + " in use (" + std::to_string(now.memory.requested) +
+      " requested), " + std::to_string(now.held) +
+      " freed in streams that are not done with them. Free tensors, or raise ORDERLY_TORCH_CAPACITY");
 }
 
 }  // namespace
@@ -196,7 +199,8 @@ void orderly_torch_record_stream(void* ptr, void* stream) {
   stream_pool* const of = owner_of(ptr, device);
   const orderly::error code = of != nullptr ? of->record_stream(ptr, stream) : orderly::error::foreign_pointer;
   if (code == orderly::error::none) return;
-  std::fprintf(stderr, "orderly: use of %p in stream %p cannot be recorded: %s\n", ptr, stream, orderly::to_string(code));
+  std::fprintf(stderr, "orderly: use of %p in stream %p cannot be recorded: %s\n", ptr, stream,
+               orderly::to_string(code));
 }
 
 void orderly_torch_reset(void) {
@@ -211,8 +215,8 @@ void orderly_torch_reset(void) {
 
 void orderly_torch_memory_fraction(double fraction, int device) {
   if (device < 0 || device >= most_devices || !(fraction >= 0 && fraction <= 1)) {
-    std::fprintf(stderr, "orderly: memory fraction %g of device %d: not a part of a device's memory; ignored\n", fraction,
-                 device);
+    std::fprintf(stderr, "orderly: memory fraction %g of device %d: not a part of a device's memory; ignored\n",
+                 fraction, device);
     return;
   }
   place& at = places[static_cast<std::size_t>(device)];
@@ -220,10 +224,11 @@ void orderly_torch_memory_fraction(double fraction, int device) {
   at.fraction = fraction;
   const stream_pool* const of = at.pool.load(relaxed);  // written under the mutex
   if (of == nullptr || of->capacity() <= part_of_memory(device, fraction)) return;
-  std::fprintf(stderr,
-               "orderly: memory fraction %g of device %d comes too late: its pool has %zu bytes already and keeps them; set "
-               "it before the first allocation\n",
-               fraction, device, of->capacity());
+  std::fprintf(
+      stderr,
+      "orderly: memory fraction %g of device %d comes too late: its pool has %zu bytes already and keeps them; set "
+      "it before the first allocation\n",
+      fraction, device, of->capacity());
 }
 
 void* orderly_torch_base_alloc(void* ptr, std::size_t* size) {

@@ -1,6 +1,6 @@
-/// \file
-/// The C interface. A handle is a number that is never used twice: the low bits name a place in a table that is never
-/// freed, the rest count how often that place was used. So a handle whose pool is gone is recognised without touching it.
+/// \file The C interface. A handle is a number that is never used twice: the low bits name a place in a table that is
+/// never freed, the rest count how often that place was used. So a handle whose pool is gone is recognised without
+/// touching it.
 #include <array>
 #include <bit>
 #include <cstdint>
@@ -125,7 +125,8 @@ int deallocate(stream_pool& in, void* pointer, std::size_t bytes, stream_handle 
     return ORDERLY_OK;
   if (code != error::invalid_argument) return ::fail(report);
   std::snprintf(last_error.data(), last_error.size(),
-                "orderly: free of %p in %p: that is no stream, or the pool has too many; release some", pointer, stream);
+                "orderly: free of %p in %p: that is no stream, or the pool has too many; release some", pointer,
+                stream);
   return static_cast<int>(code);
 }
 

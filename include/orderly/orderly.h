@@ -3,10 +3,10 @@
  * Thread safety: every function except orderly_pool_destroy may be called from any thread at any time. A handle whose
  * pool was destroyed is recognised: functions that return a code return ORDERLY_ERROR_POOL_GONE, others null.
  *
- * All functions serve pools of device memory as well, which orderly/orderly_cuda.h creates. In those, orderly_allocate and
- * orderly_deallocate mean the legacy default stream: the block is for work that enters that stream from now on, and work
- * that is in it may still use what is freed. Other streams' use is for the program to order; a block for another stream
- * is better had from orderly_allocate_async. */
+ * All functions serve pools of device memory as well, which orderly/orderly_cuda.h creates. In those, orderly_allocate
+ * and orderly_deallocate mean the legacy default stream: the block is for work that enters that stream from now on, and
+ * work that is in it may still use what is freed. Other streams' use is for the program to order; a block for another
+ * stream is better had from orderly_allocate_async. */
 #ifndef ORDERLY_H
 #define ORDERLY_H
 

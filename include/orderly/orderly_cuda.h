@@ -11,8 +11,8 @@
  * that say so.
  *
  * Errors: functions that return an int return ORDERLY_OK or a code, and orderly_last_error tells what was wrong.
- * ORDERLY_ERROR_INVALID_ARGUMENT: the pool is one of orderly_pool_create_host, which has no streams, or the handle names
- * no stream, or the pool has too many. ORDERLY_ERROR_POOL_GONE: the pool was destroyed. */
+ * ORDERLY_ERROR_INVALID_ARGUMENT: the pool is one of orderly_pool_create_host, which has no streams, or the handle
+ * names no stream, or the pool has too many. ORDERLY_ERROR_POOL_GONE: the pool was destroyed. */
 #ifndef ORDERLY_CUDA_H
 #define ORDERLY_CUDA_H
 
@@ -25,8 +25,8 @@
 extern "C" {
 #endif
 
-/* Creates a pool of a device's memory, from one cudaMalloc. options may be null. capacity 0: 15/16 of the memory that is
- * free on the device now. limit: a lower capacity. chunk is ignored, as the memory is there from the start.
+/* Creates a pool of a device's memory, from one cudaMalloc. options may be null. capacity 0: 15/16 of the memory that
+ * is free on the device now. limit: a lower capacity. chunk is ignored, as the memory is there from the start.
  *
  * ORDERLY_ERROR_SOURCE_FAILED: there is no such device, or it has not that much memory. ORDERLY_ERROR_INVALID_ARGUMENT:
  * an option is out of range. ORDERLY_ERROR_OUT_OF_MEMORY: 1024 pools exist. On an error *pool is null. */
@@ -36,9 +36,9 @@ ORDERLY_API int orderly_pool_create_cuda(int device, const orderly_options *opti
  * Null: out of memory, or as orderly_last_error tells. */
 ORDERLY_API void *orderly_allocate_async(orderly_pool *pool, size_t bytes, void *stream);
 
-/* Frees a block: work that is in `stream` now may still use it. The stream may be another than the one that the block was
- * allocated for; that stream's use must then be ordered before by the program. bytes as requested, or 0: unknown. Null is
- * ignored. Codes as orderly_deallocate; a refused free changes nothing. */
+/* Frees a block: work that is in `stream` now may still use it. The stream may be another than the one that the block
+ * was allocated for; that stream's use must then be ordered before by the program. bytes as requested, or 0: unknown.
+ * Null is ignored. Codes as orderly_deallocate; a refused free changes nothing. */
 ORDERLY_API int orderly_deallocate_async(orderly_pool *pool, void *pointer, size_t bytes, void *stream);
 
 /* Work in `stream` uses the live block too: once freed, it stays out of use until the work that is in `stream` at that

@@ -20,7 +20,8 @@ int main(void) {
 
   char *block = orderly_allocate_async(pool, 5000, NULL);
   int met = check(block != NULL, "a block");
-  met &= check(orderly_deallocate_async(pool, block + 256, 0, NULL) == ORDERLY_ERROR_INTERIOR_POINTER, "an interior pointer");
+  met &= check(orderly_deallocate_async(pool, block + 256, 0, NULL) == ORDERLY_ERROR_INTERIOR_POINTER,
+               "an interior pointer");
   met &= check(orderly_deallocate_async(pool, block, 5000, NULL) == ORDERLY_OK, "a free");
   met &= check(orderly_synchronize(pool) == ORDERLY_OK, "all work is done");
   orderly_pool_destroy(pool);

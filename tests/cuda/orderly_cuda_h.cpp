@@ -1,5 +1,5 @@
-// The C interface to pools of device memory, from C++: orderly/orderly_cuda.h. c_api.c uses it from C. Runs on a device,
-// and against the stand-in of software_cuda.cpp.
+// The C interface to pools of device memory, from C++: orderly/orderly_cuda.h. c_api.c uses it from C. Runs on a
+// device, and against the stand-in of software_cuda.cpp.
 #include "orderly/orderly_cuda.h"
 
 #include <cuda_runtime_api.h>
@@ -169,6 +169,18 @@ TEST_CASE("without options a pool has most of what is free") {
   orderly_pool_destroy(pool);
 }
 
+TEST_CASE("a destroyed pool gives the device its memory back") {
+  std::size_t free = 0;
+  std::size_t total = 0;
+  REQUIRE(cudaMemGetInfo(&free, &total) == cudaSuccess);
+  const orderly_options settings{free / 4, 0, 0, 0};
+  for (int round = 0; round < 10; ++round) {
+    orderly_pool* pool = nullptr;
+    REQUIRE_MESSAGE(orderly_pool_create_cuda(0, &settings, &pool) == ORDERLY_OK, orderly_last_error());
+    orderly_pool_destroy(pool);
+  }
+}
+
 TEST_CASE("a pool without streams refuses what has a stream") {
   orderly_pool* pool = nullptr;
   REQUIRE(orderly_pool_create_host(nullptr, &pool) == ORDERLY_OK);
@@ -180,10 +192,10 @@ TEST_CASE("a pool without streams refuses what has a stream") {
       {"orderly_synchronize", [&] { return orderly_synchronize(pool); }},
       {"orderly_stream_synchronize", [&] { return orderly_stream_synchronize(pool, nullptr); }},
   };
-  for (const auto& [name, call] : calls) {
-    CAPTURE(name);
-    CHECK(call() == ORDERLY_ERROR_INVALID_ARGUMENT);
-    CHECK(last_error_has(std::string(name) + ":"));
+  for (const auto& call : calls) {
+    CAPTURE(call.first);
+    CHECK(call.second() == ORDERLY_ERROR_INVALID_ARGUMENT);
+    CHECK(last_error_has(std::string(call.first) + ":"));
   }
   CHECK(orderly_allocate_async(pool, 1, nullptr) == nullptr);
   CHECK(last_error_has("orderly_allocate_async:"));

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -20,7 +19,6 @@ namespace {
 using orderly::event_handle;
 using orderly::event_status;
 
-constexpr int most_devices = 8;
 constexpr std::size_t alignment = 4096;
 
 std::atomic<int> device_count = 2;
@@ -79,13 +77,17 @@ class machine {
 
   [[nodiscard]] std::shared_ptr<orderly::stream_driver> driver() const { return device_.driver(); }
 
+  std::size_t free_memory_of(int device) {
+    const std::lock_guard hold(mutex_);
+    return free_on(device);
+  }
   cudaError_t allocate(void** address, std::size_t bytes) {
     ++allocation_count;
     const std::lock_guard hold(mutex_);
-    if (bytes == 0 || bytes > free_memory.load()) return cudaErrorMemoryAllocation;
+    if (bytes == 0 || bytes > free_on(current_device)) return cudaErrorMemoryAllocation;
     *address = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
     if (*address == nullptr) return cudaErrorMemoryAllocation;
-    blocks_[*address] = bytes;
+    blocks_[*address] = {bytes, current_device};
     return cudaSuccess;
   }
   cudaError_t free(void* address) {
@@ -100,18 +102,30 @@ class machine {
     if (at == blocks_.begin()) return CUDA_ERROR_NOT_FOUND;
     --at;
     const auto start = reinterpret_cast<CUdeviceptr>(at->first);
-    if (of >= start + at->second) return CUDA_ERROR_NOT_FOUND;
+    if (of >= start + at->second.bytes) return CUDA_ERROR_NOT_FOUND;
     if (base != nullptr) *base = start;
-    if (bytes != nullptr) *bytes = at->second;
+    if (bytes != nullptr) *bytes = at->second.bytes;
     return CUDA_SUCCESS;
   }
 
  private:
+  struct block {
+    std::size_t bytes;
+    int device;
+  };
+
+  /// Pre: the mutex is held.
+  [[nodiscard]] std::size_t free_on(int device) const {
+    std::size_t used = 0;
+    for (const auto& [address, of] : blocks_) used += of.device == device ? of.bytes : 0;
+    return free_memory > used ? free_memory - used : 0;
+  }
+
   orderly::software_device device_;
   std::mutex mutex_;
   std::map<cudaStream_t, std::shared_ptr<orderly::software_stream>> streams_;
   std::map<std::pair<int, bool>, std::shared_ptr<orderly::software_stream>> defaults_;
-  std::map<void*, std::size_t> blocks_;
+  std::map<void*, block> blocks_;
 };
 
 cudaError_t answer(cudaError_t result) {
@@ -186,8 +200,8 @@ cudaError_t cudaMallocManaged(void** address, std::size_t bytes, unsigned) {
 cudaError_t cudaFree(void* address) { return answer(machine::get().free(address)); }
 cudaError_t cudaFreeHost(void* address) { return answer(machine::get().free(address)); }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
-  *free = free_memory;
-  *total = 2 * *free;
+  *free = machine::get().free_memory_of(current_device);
+  *total = 2 * free_memory;
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* made, unsigned) {

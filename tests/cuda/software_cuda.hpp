@@ -14,7 +14,7 @@ namespace orderly::test {
 /// Devices that there are. Before the first call of CUDA; two without this call.
 void set_software_cuda_devices(int count) noexcept;
 
-/// Memory that a device has free from now on.
+/// Memory that each device has free as long as none is allocated.
 void set_software_cuda_memory(std::size_t bytes) noexcept;
 
 /// Calls that memory has been asked for with, on all devices.

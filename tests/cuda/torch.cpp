@@ -1,10 +1,11 @@
-// What PyTorch calls, against the stand-in of software_cuda.cpp: orderly/cuda/torch.h. Pools last as long as their process,
-// so every test has one of its own.
+// What PyTorch calls, against the stand-in of software_cuda.cpp: orderly/cuda/torch.h. Pools last as long as their
+// process, so every test has one of its own.
 #include "orderly/cuda/torch.h"
 
 #include <cuda_runtime_api.h>
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -33,12 +34,12 @@ constexpr std::size_t kib = 1024;
 constexpr std::size_t mib = 1024 * kib;
 
 /// As doctest's REQUIRE, in a child process.
-#define EXPECT(condition)                                                        \
-  do {                                                                           \
-    if (!(condition)) {                                                          \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);       \
-      _exit(1);                                                                  \
-    }                                                                            \
+#define EXPECT(condition)                                                  \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      _exit(1);                                                            \
+    }                                                                      \
   } while (false)
 
 /// Runs a test in a process whose pools have that capacity. Returns what was written to stderr.
@@ -173,25 +174,26 @@ TEST_CASE("used-up memory is an exception that tells so, or null, and the progra
   CHECK(printed.empty());
 }
 
-TEST_CASE("what other streams hold is waited for before memory is said to be used up") {
+TEST_CASE("what other streams hold is had behind their work, before memory is said to be used up") {
   run("1M", [] {
     cudaStream_t const first = new_stream();
     cudaStream_t const second = new_stream();
     std::vector<void*> blocks;
     while (void* const block = orderly_torch_try_alloc(64 * kib, 0, first)) blocks.push_back(block);
     EXPECT(blocks.size() == 16);
-    std::atomic<bool> open = false;
-    const auto stand = [](void* flag) {
-      while (!static_cast<std::atomic<bool>*>(flag)->load(std::memory_order_acquire)) std::this_thread::yield();
-    };
-    EXPECT(cudaLaunchHostFunc(first, stand, &open) == cudaSuccess);
-    for (void* const block : blocks) orderly_torch_free(block, 64 * kib, 0, first);
-    std::thread opener([&] {
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      open.store(true, std::memory_order_release);
-    });
-    EXPECT(refusal(mib, 0, second).empty());
-    opener.join();
+    gate late(first);
+    for (void* const block : blocks) {
+      EXPECT(cudaMemsetAsync(block, 1, 64 * kib, first) == cudaSuccess);
+      orderly_torch_free(block, 64 * kib, 0, first);
+    }
+    auto* const all = static_cast<unsigned char*>(orderly_torch_alloc(mib, 0, second));
+    EXPECT(cudaMemsetAsync(all, 2, mib, second) == cudaSuccess);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    late.open();
+    EXPECT(cudaStreamSynchronize(second) == cudaSuccess);
+    EXPECT(cudaStreamSynchronize(first) == cudaSuccess);
+    EXPECT(std::count(all, all + mib, 2) == mib);
+    orderly_torch_free(all, mib, 0, second);
   });
 }
 
@@ -240,8 +242,8 @@ TEST_CASE("bad frees are printed and change nothing") {
     EXPECT(orderly_torch_alloc(1000, 0, nullptr) == block);
     EXPECT(orderly_torch_alloc(1000, 1, nullptr) == on_other);
   });
-  for (const char* const what : {"foreign pointer", "inside a live block", "another class", "another pool", "double free",
-                                 "cannot be recorded"}) {
+  for (const char* const what : {"foreign pointer", "inside a live block", "another class", "another pool",
+                                 "double free", "cannot be recorded"}) {
     CAPTURE(what);
     CHECK_MESSAGE(contains(printed, what), printed);
   }
@@ -311,7 +313,8 @@ TEST_CASE("the memory fraction counts when the pool is made, and not afterwards"
     orderly_torch_memory_fraction(0.125, 0);
     EXPECT(refusal(32 * mib, 0, nullptr).empty());
     EXPECT(pool_bytes(1) == 60 * mib);  // each device has its own
-    for (const double wrong : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN()}) orderly_torch_memory_fraction(wrong, 0);
+    for (const double wrong : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN()})
+      orderly_torch_memory_fraction(wrong, 0);
   });
   CHECK(contains(printed, "memory fraction 0.125 of device 0 comes too late"));
   CHECK_FALSE(contains(printed, "memory fraction 0.5 "));

@@ -17,7 +17,9 @@ namespace {
 
 class library {
  public:
-  library() : handle_(dlopen(ORDERLY_TORCH_LIBRARY, RTLD_NOW | RTLD_LOCAL)) { REQUIRE_MESSAGE(handle_ != nullptr, dlerror()); }
+  library() : handle_(dlopen(ORDERLY_TORCH_LIBRARY, RTLD_NOW | RTLD_LOCAL)) {
+    REQUIRE_MESSAGE(handle_ != nullptr, dlerror());
+  }
   library(const library&) = delete;
   library& operator=(const library&) = delete;
   ~library() = default;  // it stays: it has thread-local variables and exit handlers

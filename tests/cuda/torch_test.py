@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """PyTorch with orderly as its allocator, on a device.
 
-  torch_test.py LIBRARY                runs all cases, in processes of their own; exit status 77: no PyTorch, or no device
+  torch_test.py LIBRARY                runs all, each group in a process of its own; exit status 77: no PyTorch, no device
   torch_test.py LIBRARY GROUP [LOSSES] runs one group in this process
 """
 
