@@ -92,6 +92,9 @@ struct ring {
 
   [[nodiscard]] ORDERLY_DEVICE std::uint64_t item_bytes() const { return std::uint64_t{1} << shift; }
 
+  /// True if the address lies in an item, handed out or not.
+  [[nodiscard]] ORDERLY_DEVICE bool holds(const void* pointer) const;
+
 #if defined(__CUDACC__)
   /// An item, or null: the ring is dry until it is turned.
   [[nodiscard]] __device__ void* allocate() const;
@@ -100,8 +103,31 @@ struct ring {
   /// reports it as a bad free. False: it points into an item, or at one that was not handed out or is freed already; or it
   /// is none of the ring's, and there is no room for it.
   __device__ bool deallocate(void* pointer) const;
+#endif
+};
 
-  [[nodiscard]] __device__ bool holds(const void* pointer) const;
+/// Up to `most` leases, or rings, of several sizes, as one.
+template <class Kind, unsigned most = 4>
+struct set {
+  Kind of[most];       ///< the smallest items first
+  unsigned count = 0;
+
+  /// False: it is full.
+  bool add(const Kind& member) {
+    if (count == most) return false;
+    unsigned at = count++;
+    for (; at != 0 && of[at - 1].shift > member.shift; --at) of[at] = of[at - 1];
+    of[at] = member;
+    return true;
+  }
+
+#if defined(__CUDACC__)
+  /// An item of at least `bytes`: of the smallest size that is not dry. Null: all that are large enough are dry, or none is
+  /// large enough.
+  [[nodiscard]] __device__ void* allocate(std::size_t bytes) const;
+
+  /// Frees an item of any member. False: as the member says, or it is no member's.
+  __device__ bool deallocate(void* pointer) const;
 #endif
 };
 
@@ -245,6 +271,21 @@ template <class Lanes>
   return true;
 }
 
+template <class Kind, unsigned most, class Lanes>
+[[nodiscard]] ORDERLY_DEVICE inline void* take(const set<Kind, most>& from, std::size_t bytes, const Lanes& lanes) {
+  void* item = nullptr;
+  for (unsigned at = 0; at < from.count && item == nullptr; ++at)
+    if (bytes <= from.of[at].item_bytes()) item = take(from.of[at], lanes);
+  return item;
+}
+
+template <class Kind, unsigned most, class Lanes>
+[[nodiscard]] ORDERLY_DEVICE inline bool give(const set<Kind, most>& to, void* pointer, const Lanes& lanes) {
+  for (unsigned at = 0; at < to.count; ++at)
+    if (to.of[at].holds(pointer)) return give(to.of[at], pointer, lanes);
+  return false;
+}
+
 #if defined(__CUDACC__)
 
 /// The lanes of a warp.
@@ -313,47 +354,22 @@ class warp {
 
 }  // namespace detail
 
+inline ORDERLY_DEVICE bool ring::holds(const void* pointer) const { return detail::find(*this, pointer).inside; }
+
 #if defined(__CUDACC__)
 inline __device__ void* lease::allocate() const { return detail::take(*this, detail::warp()); }
 inline __device__ bool lease::deallocate(void* pointer) const { return detail::give(*this, pointer, detail::warp()); }
 inline __device__ void* ring::allocate() const { return detail::take(*this, detail::warp()); }
 inline __device__ bool ring::deallocate(void* pointer) const { return detail::give(*this, pointer, detail::warp()); }
-inline __device__ bool ring::holds(const void* pointer) const { return detail::find(*this, pointer).inside; }
+template <class Kind, unsigned most>
+inline __device__ void* set<Kind, most>::allocate(std::size_t bytes) const {
+  return detail::take(*this, bytes, detail::warp());
+}
+template <class Kind, unsigned most>
+inline __device__ bool set<Kind, most>::deallocate(void* pointer) const {
+  return detail::give(*this, pointer, detail::warp());
+}
 #endif
-
-/// Up to `most` leases, or rings, of several sizes, as one.
-template <class Kind, unsigned most = 4>
-struct set {
-  Kind of[most];       ///< the smallest items first
-  unsigned count = 0;
-
-  /// False: it is full.
-  bool add(const Kind& member) {
-    if (count == most) return false;
-    unsigned at = count++;
-    for (; at != 0 && of[at - 1].shift > member.shift; --at) of[at] = of[at - 1];
-    of[at] = member;
-    return true;
-  }
-
-#if defined(__CUDACC__)
-  /// An item of at least `bytes`: of the smallest size that is not dry. Null: all that are large enough are dry, or none is
-  /// large enough.
-  [[nodiscard]] __device__ void* allocate(std::size_t bytes) const {
-    void* item = nullptr;
-    for (unsigned at = 0; at < count && item == nullptr; ++at)
-      if (bytes <= of[at].item_bytes()) item = of[at].allocate();
-    return item;
-  }
-
-  /// Frees an item of any member. False: as the member says, or it is no member's.
-  __device__ bool deallocate(void* pointer) const {
-    for (unsigned at = 0; at < count; ++at)
-      if (of[at].holds(pointer)) return of[at].deallocate(pointer);
-    return false;
-  }
-#endif
-};
 
 }  // namespace orderly::cuda
 
