@@ -103,7 +103,7 @@ class kernel_ring::loan final : public detail::kernel_loan {
     const auto& state = *reinterpret_cast<const cuda::ring_state*>(staged_);
     const std::span bits(reinterpret_cast<std::uint32_t*>(staged_ + (freed_ - state_)), detail::bit_words(count));
     account.handed_out = state.taken;
-    account.kept = detail::keep_unfreed(bits, state.taken);
+    account.kept = detail::keep_unfreed(bits, std::min<std::uint64_t>(state.taken, count));
     for (std::size_t at = 0; at < count; ++at)
       if ((bits[at / 32] >> at % 32 & 1) == 0) by_.pool.deallocate(items_[at], item_bytes, stream_);
     const auto* const returns = reinterpret_cast<void* const*>(staged_ + (returns_ - state_));
