@@ -112,6 +112,17 @@ void* stream_pool::allocate(std::size_t bytes, std::size_t alignment, stream_han
   return allocate(bytes, stream);
 }
 
+void* stream_pool::allocate_settled(std::size_t bytes, std::size_t alignment, stream_handle idle) {
+  void* const block = allocate(bytes, alignment, idle);
+  lane* const in = state_->find(idle);
+  if (in != nullptr && state_->core_.streams()->finish_waits(*in)) [[likely]] return block;
+  // The work may go on, so the block is the stream's again, behind it.
+  deallocate(block, bytes == 0 ? 1 : bytes, idle);
+  throw std::runtime_error(
+      "orderly::stream_pool: the driver cannot tell when other streams' work on freed memory is done; the device has "
+      "failed, or the idle stream captures");
+}
+
 void* stream_pool::try_allocate(std::size_t bytes, std::size_t alignment, stream_handle stream) noexcept {
   if (state_ == nullptr || state_->core_.aligned_by_granule(alignment)) return try_allocate(bytes, stream);
   return state_->allocate_slowly(bytes, alignment, stream);

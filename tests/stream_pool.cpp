@@ -197,6 +197,68 @@ TEST_CASE("alignments above the granule, and those that cannot be had") {
   check_idle(*b.tested);
 }
 
+TEST_CASE("a settled block is free of every stream's work; there is a wait only if there was such work") {
+  for (const std::size_t bytes : {4 * kib, mib}) {
+    CAPTURE(bytes);
+    bench b(2, 16 * mib);
+    stream_handle const idle = b[1];
+    findings found;
+    void* const fresh = b.tested->allocate_settled(bytes, 4096, idle);
+    CHECK(reinterpret_cast<std::uintptr_t>(fresh) % 4096 == 0);
+    std::vector<void*> blocks;
+    while (void* const block = b.tested->try_allocate(bytes, b[0])) blocks.push_back(block);
+    for (void* const block : blocks) use(b.stream[0], block, bytes, 5, found);
+    for (void* const block : blocks) b.tested->deallocate(block, bytes, b[0]);
+    CHECK(b.device.calls().synchronizations == 0);
+
+    // The pool makes the idle stream wait here. What is left over for the next allocation needs that wait no less.
+    void* const first = b.tested->allocate(bytes, idle);
+    const std::uint64_t waits = b.tested->stats().waits;
+    CHECK(waits != 0);
+    CHECK(*static_cast<std::uint64_t*>(first) == 0);
+    void* const settled = b.tested->allocate_settled(bytes, 1, idle);
+    CHECK(b.tested->stats().waits == waits);
+    CHECK(b.device.calls().synchronizations == 1);
+    for (void* const block : {first, settled}) {
+      CHECK(*static_cast<std::uint64_t*>(block) == 5);
+      std::memset(block, 0, bytes);
+      b.tested->deallocate(block, bytes, idle);
+    }
+
+    // Nothing new to wait for, so nothing is asked.
+    const software_calls before = b.device.calls();
+    for (int i = 0; i < 100; ++i) b.tested->deallocate(b.tested->allocate_settled(bytes, 1, idle), bytes, idle);
+    const software_calls after = b.device.calls();
+    CHECK(after.records == before.records);
+    CHECK(after.synchronizations == before.synchronizations);
+    b.tested->deallocate(fresh, bytes, idle);
+    ORDERLY_CHECK_FINDINGS(found);
+    check_idle(*b.tested);
+  }
+}
+
+TEST_CASE("a settled block is refused where it cannot be told whether it is free of work, and is not lost") {
+  bench b(2, 16 * mib);
+  findings found;
+  void* const block = b.tested->allocate(16 * mib, b[0]);
+  use(b.stream[0], block, 16 * mib, 5, found);
+  b.tested->deallocate(block, 16 * mib, b[0]);
+  void* const waited = b.tested->allocate(16 * mib, b[1]);
+  b.tested->deallocate(waited, 16 * mib, b[1]);
+  CHECK(b.stream[1].begin_capture());
+  CHECK_THROWS_AS(static_cast<void>(b.tested->allocate_settled(16 * mib, 1, b[1])), std::runtime_error);
+  CHECK(b.tested->stats().memory.requested == 0);
+  static_cast<void>(b.stream[1].end_capture());
+  void* const again = b.tested->allocate_settled(16 * mib, 1, b[1]);
+  CHECK(*static_cast<std::uint64_t*>(again) == 5);
+  b.tested->deallocate(again, 16 * mib, b[1]);
+  CHECK_THROWS_AS(static_cast<void>(b.tested->allocate_settled(17 * mib, 1, b[1])), out_of_memory);
+  CHECK_THROWS_AS(static_cast<void>(b.tested->allocate_settled(1, 3, b[1])), std::invalid_argument);
+  CHECK_THROWS_AS(static_cast<void>(b.tested->allocate_settled(1, 1, nullptr)), std::invalid_argument);
+  ORDERLY_CHECK_FINDINGS(found);
+  check_idle(*b.tested);
+}
+
 TEST_CASE("a recorded block stays out of use until every stream that uses it is done") {
   for (const std::size_t bytes : {4 * kib, 4 * mib}) {
     CAPTURE(bytes);
@@ -466,6 +528,41 @@ TEST_CASE("threads and streams, frees in other streams and by other threads: eve
     ORDERLY_CHECK_FINDINGS(found);
     check_idle(*b.tested);
   }
+}
+
+TEST_CASE("threads that use settled blocks at once, beside streams: no use meets another") {
+  constexpr std::size_t threads = 4;
+  bench b(3, 4 * mib, software_schedule::workers);
+  stream_handle const idle = b[2];
+  findings found;
+  std::atomic<std::size_t> settled{0};
+  run_threads(threads, [&](std::size_t self) {
+    random_engine random = make_random(self);
+    for (std::size_t step = 0; step < scaled(4000); ++step) {
+      const std::size_t bytes = log_uniform(random, 64, mib) / 8 * 8;
+      const std::uint64_t mark = self << 32 | step;
+      if (self % 2 == 0) {
+        void* const block = b.tested->try_allocate(bytes, b[self / 2]);
+        if (block == nullptr) continue;
+        use(b.stream[self / 2], block, bytes, mark, found);
+        b.tested->deallocate(block, bytes, b[self / 2]);
+        continue;
+      }
+      try {
+        auto* const words = static_cast<std::uint64_t*>(b.tested->allocate_settled(bytes, 1, idle));
+        const std::size_t last = bytes / sizeof(std::uint64_t) - 1;
+        words[0] = words[last] = mark;
+        found.expect(words[0] == mark && words[last] == mark, "a stream wrote a settled block");
+        b.tested->deallocate(words, bytes, idle);
+        settled.fetch_add(1);
+      } catch (const out_of_memory&) {
+      }
+    }
+  });
+  CHECK(settled > 0);
+  CHECK(b.tested->stats().waits > 0);
+  ORDERLY_CHECK_FINDINGS(found);
+  check_idle(*b.tested);
 }
 
 }  // TEST_SUITE

@@ -75,6 +75,13 @@ class ORDERLY_API stream_pool {
   [[nodiscard]] void* try_allocate(std::size_t bytes, stream_handle stream) noexcept;
   [[nodiscard]] void* try_allocate(std::size_t bytes, std::size_t alignment, stream_handle stream) noexcept;
 
+  /// A block that is free of every stream's work, for use outside of streams or in any of them at once. `idle` is a
+  /// stream in which the program puts no work, ever, and frees blocks only once nobody uses them. Waits if the pool has
+  /// made `idle` wait for other streams and that is not over yet, for what it waits for; otherwise for nothing. No lock
+  /// is held meanwhile. Throws as allocate(); std::runtime_error if the driver cannot tell, because the device has
+  /// failed, say.
+  [[nodiscard]] void* allocate_settled(std::size_t bytes, std::size_t alignment, stream_handle idle);
+
   /// Frees a block: work that is in `stream` now may still use it. The stream may be another than the one it was
   /// allocated for; that stream's use of it must then be ordered before by the program. Errors as pool::deallocate.
   void deallocate(void* pointer, std::size_t bytes, stream_handle stream) noexcept;
