@@ -216,4 +216,18 @@ std::shared_ptr<stream_driver> make_cuda_stream_driver(int device) {
   return std::make_shared<cuda_stream_driver>(device);
 }
 
+std::shared_ptr<void> make_cuda_stream(int device) {
+  if (!detail::cuda_device_exists(device)) return nullptr;
+  const detail::device_guard guard(device);
+  const detail::outside_capture apart;
+  cudaStream_t stream = nullptr;
+  const auto create = [&] { return cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking); };
+  if (!guard.holds() || cuda_call(create) != cudaSuccess) return nullptr;
+  return {stream, [device](cudaStream_t made) {
+            const detail::device_guard back(device);
+            const detail::outside_capture from_any;
+            static_cast<void>(cuda_call([&] { return cudaStreamDestroy(made); }));
+          }};
+}
+
 }  // namespace orderly

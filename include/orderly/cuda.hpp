@@ -51,6 +51,10 @@ namespace orderly {
 /// Null: CUDA or the device is missing.
 [[nodiscard]] ORDERLY_API std::shared_ptr<stream_driver> make_cuda_stream_driver(int device);
 
+/// A new stream of the device, for which the legacy default stream does not wait. get() is its handle; it is destroyed
+/// with its last owner. Null: CUDA or the device is missing, or has no room for it.
+[[nodiscard]] ORDERLY_API std::shared_ptr<void> make_cuda_stream(int device);
+
 /// Calls of CUDA that orderly has made in this process, those apart that only look at a thread's last error. For tests
 /// and benchmarks: the difference over a number of operations is what they cost in calls.
 [[nodiscard]] ORDERLY_API std::uint64_t cuda_calls() noexcept;

@@ -37,7 +37,8 @@ struct stand_in {
   std::vector<std::string> calls;
   std::set<void*> events;
   std::set<void*> blocks;
-  std::map<void*, int> device_of;  ///< of an event or a block
+  std::set<void*> streams;
+  std::map<void*, int> device_of;  ///< of an event, a block or a stream
   bool unsafe_call = false;        ///< one that a capture of another thread would not have survived
 
   cudaError_t answer(const char* function, cudaError_t otherwise = cudaSuccess) {
@@ -180,6 +181,24 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cuda.answer("cudaEventDestroy");
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cuda.answer("cudaStreamWaitEvent"); }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  CHECK(flags == cudaStreamNonBlocking);
+  cuda.unsafe();
+  const cudaError_t result = cuda.answer("cudaStreamCreateWithFlags");
+  if (result != cudaSuccess) return result;
+  void* const made = std::malloc(1);
+  cuda.streams.insert(made);
+  cuda.device_of[made] = cuda.device;
+  *stream = static_cast<cudaStream_t>(made);
+  return result;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  cuda.unsafe();
+  CHECK(cuda.streams.erase(stream) == 1);
+  CHECK(cuda.device_of[stream] == cuda.device);
+  std::free(stream);
+  return cuda.answer("cudaStreamDestroy");
+}
 cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* number) {
   *number = reinterpret_cast<std::uintptr_t>(stream) / 4096;
   return cuda.answer("cudaStreamGetId");
@@ -212,6 +231,7 @@ struct fresh_cuda {
   ~fresh_cuda() {
     CHECK(cuda.events.empty());
     CHECK(cuda.blocks.empty());
+    CHECK(cuda.streams.empty());
     CHECK(cuda.device == 0);
     CHECK(cuda.mode == cudaStreamCaptureModeGlobal);
     CHECK_FALSE(cuda.unsafe_call);
@@ -241,8 +261,27 @@ TEST_CASE("without a device there are no sources and no drivers, and no error is
     CHECK(make_cuda_pinned_source(4096) == nullptr);
     CHECK(make_cuda_managed_source(0, 4096) == nullptr);
     CHECK(make_cuda_stream_driver(0) == nullptr);
+    CHECK(make_cuda_stream(0) == nullptr);
     CHECK(cuda.last_error == cudaSuccess);
   }
+}
+
+TEST_CASE("a stream is made on its device, and destroyed there with its last owner") {
+  const fresh_cuda fresh;
+  {
+    const std::shared_ptr<void> stream = make_cuda_stream(1);
+    REQUIRE(cuda.streams.size() == 1);
+    CHECK(*cuda.streams.begin() == stream.get());
+    CHECK(cuda.device_of[stream.get()] == 1);
+    CHECK(cuda.device == 0);
+  }
+  CHECK(cuda.streams.empty());
+  cuda.failures["cudaStreamCreateWithFlags"] = cudaErrorMemoryAllocation;
+  CHECK(make_cuda_stream(0) == nullptr);
+  cuda.failures.clear();
+  cuda.failures["cudaSetDevice"] = cudaErrorDevicesUnavailable;
+  CHECK(make_cuda_stream(1) == nullptr);
+  CHECK(cuda.last_error == cudaSuccess);
 }
 
 TEST_CASE("memory is made on its device, and aligned as asked; refusals leave no error behind") {
@@ -416,6 +455,7 @@ TEST_CASE("once CUDA unloads, it is not called again") {
   cuda = stand_in{};
   auto driver = make_cuda_stream_driver(0);
   auto source = make_cuda_device_source(0, 65536);
+  auto stream = make_cuda_stream(0);
   const event_handle event = driver->record(a_stream);
   void* const range = source->reserve(65536, 256);
   cuda.failures["cudaStreamGetId"] = cudaErrorCudartUnloading;
@@ -431,9 +471,12 @@ TEST_CASE("once CUDA unloads, it is not called again") {
     driver.reset();
     source.reset();
     CHECK(make_cuda_stream_driver(0) == nullptr);
+    stream.reset();
+    CHECK(make_cuda_stream(0) == nullptr);
   };
   CHECK(calls_of(over).empty());
   CHECK(cuda.blocks.size() == 1);  // left to the system
   for (void* const block : cuda.blocks) std::free(block);
   for (void* const left : cuda.events) std::free(left);
+  for (void* const left : cuda.streams) std::free(left);
 }
