@@ -1,5 +1,5 @@
-// Pools of CUDA memory as cuda::mr resources, on a device: what allocates through a type-erased resource gets memory that
-// kernels can write, in the order of streams, across threads; and CUB works in it.
+// Pools of CUDA memory as cuda::mr resources, on a device: who allocates through a type-erased resource gets memory
+// that kernels can write, in the order of streams, across threads; and CUB works in it.
 #include <cuda_runtime_api.h>
 #include <doctest/doctest.h>
 
@@ -272,7 +272,8 @@ TEST_CASE("a pool takes its memory from another's resource") {
   *words.at(0) = 3;
   cuda_device_resource below = make_cuda_device_resource(0, 64 * mib, counting());
   const auto use = [&](std::unique_ptr<memory_source> source) {
-    cuda_device_resource above(std::make_shared<stream_pool>(std::move(source), make_cuda_stream_driver(0), counting()), 0);
+    cuda_device_resource above(std::make_shared<stream_pool>(std::move(source), make_cuda_stream_driver(0), counting()),
+                               0);
     void* const block = allocate(above, stream.get(), 8 * mib);
     ORDERLY_CUDA(copy_word(stream.get(), words.at(0), word(block)));
     ORDERLY_CUDA(copy_word(stream.get(), word(block), words.at(1)));

@@ -5,10 +5,10 @@
 ///
 /// CCCL has had two sets of names, and the resource has those of the CCCL that it is compiled with:
 ///
-///                    up to 3.0 (CUDA 12.3 to 13.0)            from 3.1 (CUDA 13.1)
-///   in a stream      allocate_async(bytes, alignment, stream)  allocate(stream, bytes, alignment)
-///   outside streams  allocate(bytes, alignment)                allocate_sync(bytes, alignment)
-///   concepts         async_resource, resource                  resource, synchronous_resource
+///                    up to 3.0 (CUDA 12.3 to 13.0)              from 3.1 (CUDA 13.1)
+///   in a stream      allocate_async(bytes, alignment, stream)   allocate(stream, bytes, alignment)
+///   outside streams  allocate(bytes, alignment)                 allocate_sync(bytes, alignment)
+///   concepts         async_resource, resource                   resource, synchronous_resource
 ///
 /// Up to 3.0 all of it, and in 3.1 resource_ref, is behind LIBCUDACXX_ENABLE_EXPERIMENTAL_MEMORY_RESOURCE, which this
 /// header defines if nobody has. So it comes before other includes of cuda/memory_resource, or the program defines the
@@ -30,7 +30,8 @@
 #if !defined(CCCL_VERSION) || CCCL_VERSION < 3002000
 #ifndef LIBCUDACXX_ENABLE_EXPERIMENTAL_MEMORY_RESOURCE
 #if defined(_CUDA_MEMORY_RESOURCE) && !ORDERLY_CUDA_MR_RENAMED  // was included, and is empty
-#error "include orderly/cuda/resource.hpp first, or define LIBCUDACXX_ENABLE_EXPERIMENTAL_MEMORY_RESOURCE for the program"
+#error \
+    "include orderly/cuda/resource.hpp first, or define LIBCUDACXX_ENABLE_EXPERIMENTAL_MEMORY_RESOURCE for the program"
 #endif
 #define LIBCUDACXX_ENABLE_EXPERIMENTAL_MEMORY_RESOURCE
 #endif
@@ -54,7 +55,20 @@
 
 namespace orderly {
 
-// The stream 0 is what its caller was compiled for, so that the type differs where its meaning does.
+namespace detail {
+
+[[nodiscard]] inline std::shared_ptr<stream_pool> make_pool_of(std::unique_ptr<memory_source> source, int device,
+                                                               const stream_options& settings) {
+  std::shared_ptr<stream_driver> driver = make_cuda_stream_driver(device);
+  if (source == nullptr || driver == nullptr)
+    throw std::runtime_error("orderly: CUDA device " + std::to_string(device) +
+                             " cannot be used; is there a driver, and such a device (cudaGetDeviceCount)?");
+  return std::make_shared<stream_pool>(std::move(source), std::move(driver), settings);
+}
+
+}  // namespace detail
+
+// Stream 0 means what its caller is compiled for. So the type differs where that does.
 #if defined(CUDA_API_PER_THREAD_DEFAULT_STREAM) || defined(__CUDA_API_PER_THREAD_DEFAULT_STREAM)
 inline namespace per_thread_default_stream {
 inline constexpr bool stream_0_is_per_thread = true;
@@ -63,20 +77,20 @@ inline namespace legacy_default_stream {
 inline constexpr bool stream_0_is_per_thread = false;
 #endif
 
-/// A copyable handle of a pool, which lives as long as its last handle; it is never empty. `Properties`: those of the pool's memory,
-/// cuda::mr::device_accessible, cuda::mr::host_accessible or both.
+/// A copyable handle of a pool, which lives as long as its last handle; it is never empty. `Properties`: those of the
+/// pool's memory, cuda::mr::device_accessible, cuda::mr::host_accessible or both.
 ///
 /// Thread safety: as stream_pool's, also of one handle. Progress: in streams as stream_pool's. Outside of streams, an
-/// allocation waits if the pool takes memory for it that work of streams still uses, until that work is done; and waits
-/// for nothing otherwise. No free waits.
+/// allocation waits if the pool takes memory for it that work of streams still uses, until that work is done; so the
+/// work must not wait for the caller. It waits for nothing otherwise, and a free for nothing at all.
 ///
 /// Alignments: every power of two up to the pool's chunk; where the pool's memory is one plain allocation, as
 /// cudaMalloc's, up to what that is aligned to. Default: 256. Beyond it, allocations throw std::invalid_argument. A
 /// request of size 0 is one of 1.
 ///
 /// A pool must meet a stream before it captures (make_cuda_stream_driver). Before a stream is destroyed, the program
-/// calls upstream().release_stream(), or sets stream_options::safe_mode. cudaStream_t{0} is the legacy default stream, and
-/// the per-thread one where the caller is compiled for it.
+/// calls upstream().release_stream(), or sets stream_options::safe_mode. Stream 0 is the legacy default stream, and the
+/// per-thread one where the type of the resource was named in code that is compiled for it.
 ///
 /// Two handles are equal when they share a pool: then one may free what the other allocated.
 template <class... Properties>
@@ -110,12 +124,14 @@ class cuda_resource {
 #if ORDERLY_CUDA_MR_RENAMED
   /// A block for work that enters the stream from now on. Throws out_of_memory, which is a std::bad_alloc, and as
   /// stream_pool::allocate().
-  [[nodiscard]] void* allocate(::cuda::stream_ref stream, std::size_t bytes, std::size_t alignment = default_alignment) {
+  [[nodiscard]] void* allocate(::cuda::stream_ref stream, std::size_t bytes,
+                               std::size_t alignment = default_alignment) {
     return in_stream(stream, bytes, alignment);
   }
-  /// Frees a block: work that is in the stream now may still use it, no other stream's. A wrong free changes nothing, and
-  /// goes to the pool's options::on_bad_free.
-  void deallocate(::cuda::stream_ref stream, void* pointer, std::size_t bytes, std::size_t = default_alignment) noexcept {
+  /// Frees a block: work that is in the stream now may still use it, no other stream's. A wrong free changes nothing,
+  /// and goes to the pool's options::on_bad_free.
+  void deallocate(::cuda::stream_ref stream, void* pointer, std::size_t bytes,
+                  std::size_t = default_alignment) noexcept {
     free(stream, pointer, bytes);
   }
 
@@ -137,8 +153,8 @@ class cuda_resource {
   [[nodiscard]] void* allocate_async(std::size_t bytes, ::cuda::stream_ref stream) {
     return in_stream(stream, bytes, default_alignment);
   }
-  /// Frees a block: work that is in the stream now may still use it, no other stream's. A wrong free changes nothing, and
-  /// goes to the pool's options::on_bad_free.
+  /// Frees a block: work that is in the stream now may still use it, no other stream's. A wrong free changes nothing,
+  /// and goes to the pool's options::on_bad_free.
   void deallocate_async(void* pointer, std::size_t bytes, std::size_t, ::cuda::stream_ref stream) noexcept {
     free(stream, pointer, bytes);
   }
@@ -222,25 +238,22 @@ using cuda_pinned_resource = cuda_resource<::cuda::mr::device_accessible, ::cuda
 using cuda_managed_resource = cuda_resource<::cuda::mr::device_accessible, ::cuda::mr::host_accessible>;
 
 /// A new pool of a device's memory, and its first handle: make_cuda_device_source() and make_cuda_stream_driver() in a
-/// stream_pool. Throws as the constructors of stream_pool and cuda_resource: std::invalid_argument where the device is
-/// missing.
+/// stream_pool. Throws std::runtime_error where CUDA or the device is missing, and as stream_pool's constructor.
 [[nodiscard]] inline cuda_device_resource make_cuda_device_resource(int device, std::size_t bytes = 0,
                                                                     const stream_options& settings = {}) {
-  return {std::make_shared<stream_pool>(make_cuda_device_source(device, bytes), make_cuda_stream_driver(device), settings),
-          device};
+  return {detail::make_pool_of(make_cuda_device_source(device, bytes), device, settings), device};
 }
 
 /// The same of page-locked host memory, for the streams of a device.
 [[nodiscard]] inline cuda_pinned_resource make_cuda_pinned_resource(int device, std::size_t bytes,
                                                                     const stream_options& settings = {}) {
-  return {std::make_shared<stream_pool>(make_cuda_pinned_source(bytes), make_cuda_stream_driver(device), settings), device};
+  return {detail::make_pool_of(make_cuda_pinned_source(bytes), device, settings), device};
 }
 
 /// The same of managed memory.
 [[nodiscard]] inline cuda_managed_resource make_cuda_managed_resource(int device, std::size_t bytes,
                                                                       const stream_options& settings = {}) {
-  return {std::make_shared<stream_pool>(make_cuda_managed_source(device, bytes), make_cuda_stream_driver(device), settings),
-          device};
+  return {detail::make_pool_of(make_cuda_managed_source(device, bytes), device, settings), device};
 }
 
 }  // inline namespace
