@@ -38,6 +38,7 @@ static_assert(serves_hosts_with<cuda_pinned_resource, host_accessible, device_ac
 static_assert(serves_streams_with<cuda_managed_resource, device_accessible, host_accessible>);
 static_assert(serves_streams_with<cuda_resource<host_accessible>, host_accessible>);
 static_assert(!serves_streams_with<cuda_resource<host_accessible>, device_accessible>);
+static_assert(cuda_device_resource::default_alignment == 256);
 static_assert(std::is_nothrow_copy_constructible_v<cuda_device_resource>);
 static_assert(std::is_nothrow_copy_assignable_v<cuda_device_resource>);
 static_assert(std::is_constructible_v<device_ref, cuda_device_resource&>);
@@ -183,14 +184,16 @@ TEST_CASE("what cannot be had is thrown, with the reason; a wrong free is not") 
     deallocate(resource, b.in(), block, 5000);
     deallocate(resource, b.in(), &foreign, sizeof foreign);
     deallocate_sync(resource, block + 1, 1000);
+    deallocate(resource, b.in(), block, 0);
+    deallocate_sync(resource, block, 0);
     CHECK(b.live() == 1000);
-    CHECK(b.pool->stats().memory.bad_frees == before + 4);
+    CHECK(b.pool->stats().memory.bad_frees == before + 6);
     deallocate(resource, b.in(), nullptr, 1000);
     deallocate_sync(resource, nullptr, 1000);
     deallocate(resource, b.in(), block, 1000);
-    CHECK(b.pool->stats().memory.bad_frees == before + 4);
+    CHECK(b.pool->stats().memory.bad_frees == before + 6);
     deallocate_sync(resource, block, 1000);
-    CHECK(b.pool->stats().memory.bad_frees == before + 5);
+    CHECK(b.pool->stats().memory.bad_frees == before + 7);
     CHECK(b.live() == 0);
   });
 }
