@@ -285,9 +285,10 @@ TEST_CASE("a resource needs a pool and a stream; a missing device is named") {
   CHECK_THROWS_AS(cuda_device_resource(nullptr, 0, std::make_shared<int>()), std::invalid_argument);
   CHECK_THROWS_AS(cuda_device_resource(b.pool, 0, nullptr), std::runtime_error);
   CHECK_THROWS_WITH_AS(cuda_device_resource(b.pool, 1000), doctest::Contains("device 1000"), std::runtime_error);
-  CHECK_THROWS_WITH_AS(make_cuda_device_resource(1000), doctest::Contains("device 1000"), std::runtime_error);
-  CHECK_THROWS_AS(make_cuda_pinned_resource(1000, mib), std::runtime_error);
-  CHECK_THROWS_AS(make_cuda_managed_resource(1000, mib), std::runtime_error);
+  CHECK_THROWS_WITH_AS(static_cast<void>(make_cuda_device_resource(1000)), doctest::Contains("device 1000"),
+                       std::runtime_error);
+  CHECK_THROWS_AS(static_cast<void>(make_cuda_pinned_resource(1000, mib)), std::runtime_error);
+  CHECK_THROWS_AS(static_cast<void>(make_cuda_managed_resource(1000, mib)), std::runtime_error);
 }
 
 namespace {
