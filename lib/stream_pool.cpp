@@ -184,20 +184,20 @@ error stream_pool::end_capture(stream_handle stream) noexcept {
   return in == nullptr ? error::invalid_argument : state_->core_.end_capture(*in);
 }
 
-error stream_pool::divide(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live,
+error stream_pool::divide(void* pointer, std::size_t part_bytes, const std::uint32_t* live, std::size_t words,
                           stream_handle stream, std::string* why) noexcept {
   if (state_ == nullptr) return error::pool_gone;
   lane* const in = state_->find(stream);
   if (in == nullptr) return error::invalid_argument;
   if (state_->settings_.safe_mode) state_->core_.streams()->mark(*in);
-  const error code = state_->core_.divide(pointer, part_bytes, live, in, why);
+  const error code = state_->core_.divide(pointer, part_bytes, {live, words}, in, why);
   state_->core_.seal_if_due(*in, state_->seal_bytes_);
   return code;
 }
 
-error stream_pool::divide_settled(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live,
+error stream_pool::divide_settled(void* pointer, std::size_t part_bytes, const std::uint32_t* live, std::size_t words,
                                   std::string* why) noexcept {
-  return state_ == nullptr ? error::pool_gone : state_->core_.divide(pointer, part_bytes, live, nullptr, why);
+  return state_ == nullptr ? error::pool_gone : state_->core_.divide(pointer, part_bytes, {live, words}, nullptr, why);
 }
 
 bool stream_pool::release_stream(stream_handle stream) noexcept {

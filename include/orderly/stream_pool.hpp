@@ -10,8 +10,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <string>
+#if __cplusplus >= 202002L
+#include <span>
+#endif
 
 #include "orderly/error.hpp"
 #include "orderly/export.h"
@@ -111,15 +113,25 @@ class ORDERLY_API stream_pool {
   /// recorded for are those of each part, too.
   ///
   /// The block must have been allocated with a power of two of bytes up to largest_divisible(), and `part_bytes` be one
-  /// of at least the granule; `live` has a bit for each part, rounded up to whole words. Refused, with nothing changed:
+  /// of at least the granule; `live` has a bit for each part, in `words` words, rounded up. Refused, with nothing changed:
   /// invalid_argument; as deallocate; out_of_memory where no event can be recorded in the stream, or where a block that
   /// was recorded for other streams would become more than 65536. `why`, if given, gets a line that says so.
   /// Progress: takes a mutex. In statistics the parts are allocations in place of the block's.
-  [[nodiscard]] error divide(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live,
+  [[nodiscard]] error divide(void* pointer, std::size_t part_bytes, const std::uint32_t* live, std::size_t words,
                              stream_handle stream, std::string* why = nullptr) noexcept;
   /// The same where no work uses the rest any more: it is everybody's at once, without an event.
-  [[nodiscard]] error divide_settled(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live,
+  [[nodiscard]] error divide_settled(void* pointer, std::size_t part_bytes, const std::uint32_t* live, std::size_t words,
                                      std::string* why = nullptr) noexcept;
+#if defined(__cpp_lib_span)  // this header serves C++17, too
+  [[nodiscard]] error divide(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live,
+                             stream_handle stream, std::string* why = nullptr) noexcept {
+    return divide(pointer, part_bytes, live.data(), live.size(), stream, why);
+  }
+  [[nodiscard]] error divide_settled(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live,
+                                     std::string* why = nullptr) noexcept {
+    return divide_settled(pointer, part_bytes, live.data(), live.size(), why);
+  }
+#endif
   /// Bytes of the largest block that divides.
   [[nodiscard]] std::size_t largest_divisible() const noexcept;
 
