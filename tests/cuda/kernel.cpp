@@ -295,6 +295,7 @@ TEST_CASE("a ring of scattered blocks: kernels allocate what earlier kernels fre
       CAPTURE(round);
       *b.words.at(0) = *b.words.at(1) = *b.words.at(2) = 0;
       const unsigned threads = count - 1000 * round;
+      for (unsigned t = threads; t < count; ++t) got[t] = nullptr;  // of the round before
       ORDERLY_CUDA(allocate_items(ring.view(), got.get(), threads, b.stream.get()));
       ORDERLY_CUDA(check_items(got.get(), 256, threads, b.words.at(0), b.stream.get()));
       ORDERLY_CUDA(allocate_items(ring.view(), more.get(), count, b.stream.get()));  // the rest, and dry
