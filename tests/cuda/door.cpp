@@ -35,6 +35,7 @@ struct stand_in {
   std::size_t free_memory = std::size_t{1} << 30;
 
   std::vector<std::string> calls;
+  std::vector<std::pair<cudaHostFn_t, void*>> kept;  ///< by the graph
   std::set<void*> events;
   std::set<void*> blocks;
   std::set<void*> streams;
@@ -52,6 +53,7 @@ struct stand_in {
 };
 
 stand_in cuda;
+cudaGraph_t const a_graph = reinterpret_cast<cudaGraph_t>(std::uintptr_t{8192});
 
 cudaError_t allocate(const char* function, void** address, std::size_t bytes) {
   cuda.unsafe();
@@ -204,15 +206,41 @@ cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* number) {
   return cuda.answer("cudaStreamGetId");
 }
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long* number,
-                                     cudaGraph_t*, const cudaGraphNode_t**,
+                                     cudaGraph_t* graph, const cudaGraphNode_t**,
 #if CUDART_VERSION >= 13000
                                      const cudaGraphEdgeData**,
 #endif
                                      std::size_t*) {
+  if (graph != nullptr && cuda.capture == cudaStreamCaptureStatusActive) *graph = a_graph;
   if (cuda.capture_begins_after-- == 0) cuda.capture = cudaStreamCaptureStatusActive;
   *status = cuda.capture;
   *number = 0;
   return cuda.answer("cudaStreamGetCaptureInfo");
+}
+cudaError_t cudaUserObjectCreate(cudaUserObject_t* made, void* context, cudaHostFn_t forget, unsigned count, unsigned flags) {
+  CHECK(count == 1);
+  CHECK(flags == cudaUserObjectNoDestructorSync);
+  const cudaError_t result = cuda.answer("cudaUserObjectCreate");
+  if (result != cudaSuccess) return result;
+  cuda.kept.emplace_back(forget, context);
+  *made = reinterpret_cast<cudaUserObject_t>(cuda.kept.size());
+  return result;
+}
+cudaError_t cudaGraphRetainUserObject(cudaGraph_t graph, cudaUserObject_t, unsigned count, unsigned flags) {
+  CHECK(graph == a_graph);
+  CHECK(count == 1);
+  CHECK(flags == cudaGraphUserObjectMove);
+  return cuda.answer("cudaGraphRetainUserObject");
+}
+cudaError_t cudaUserObjectRelease(cudaUserObject_t object, unsigned) {
+  const auto [forget, context] = cuda.kept[reinterpret_cast<std::uintptr_t>(object) - 1];
+  forget(context);
+  return cuda.answer("cudaUserObjectRelease");
+}
+cudaError_t cudaDeviceSynchronize() {
+  cuda.unsafe();
+  CHECK(cuda.device == 1);
+  return cuda.answer("cudaDeviceSynchronize");
 }
 
 }  // extern "C"
@@ -381,6 +409,41 @@ TEST_CASE("a failure of orderly's own is cleared, an earlier error stays, and th
   CHECK(driver->query(event) == event_status::failed);
   CHECK_FALSE(driver->synchronize(event));
   driver->release(event);
+}
+
+TEST_CASE("a graph tells when it is gone; where it cannot be asked to, nothing is told") {
+  const fresh_cuda fresh;
+  const auto driver = make_cuda_stream_driver(1);
+  int told = 0;
+  const auto tell = [](void* context) { ++*static_cast<int*>(context); };
+  CHECK_FALSE(driver->when_graph_is_gone(a_stream, tell, &told));  // it does not capture
+  cuda.capture = cudaStreamCaptureStatusActive;
+  CHECK(calls_of([&] { CHECK(driver->when_graph_is_gone(a_stream, tell, &told)); }) ==
+        names{"cudaStreamGetCaptureInfo", "cudaUserObjectCreate", "cudaGraphRetainUserObject"});
+  CHECK(told == 0);
+  cuda.kept.back().first(cuda.kept.back().second);
+  CHECK(told == 1);
+  for (const char* const function : {"cudaStreamGetCaptureInfo", "cudaUserObjectCreate", "cudaGraphRetainUserObject"}) {
+    CAPTURE(function);
+    cuda.failures = {{function, cudaErrorInvalidValue}};
+    CHECK_FALSE(driver->when_graph_is_gone(a_stream, tell, &told));
+    CHECK(told == 1);
+    CHECK(cuda.last_error == cudaSuccess);
+  }
+  cuda.failures.clear();
+  cuda.capture = cudaStreamCaptureStatusInvalidated;
+  CHECK_FALSE(driver->when_graph_is_gone(a_stream, tell, &told));
+  CHECK(told == 1);
+}
+
+TEST_CASE("a device as a whole is waited for on that device, and outside of captures") {
+  const fresh_cuda fresh;
+  const auto driver = make_cuda_stream_driver(1);
+  CHECK(driver->synchronize_all());
+  cuda.failures["cudaDeviceSynchronize"] = cudaErrorIllegalAddress;
+  CHECK_FALSE(driver->synchronize_all());
+  CHECK(cuda.last_error == cudaErrorIllegalAddress);  // the program's to see
+  cuda.last_error = cudaSuccess;
 }
 
 TEST_CASE("without the driver's functions, or where they want a context, the runtime's serve") {

@@ -144,6 +144,15 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   of(event).handle = runtime->driver->record(stream);
   return of(event).handle == nullptr ? cudaErrorInvalidValue : cudaSuccess;
 }
+// No stream of the stand-in captures.
+cudaError_t cudaUserObjectCreate(cudaUserObject_t*, void*, cudaHostFn_t, unsigned, unsigned) {
+  return cudaErrorNotSupported;
+}
+cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t, unsigned, unsigned) { return cudaErrorNotSupported; }
+cudaError_t cudaUserObjectRelease(cudaUserObject_t, unsigned) { return cudaErrorNotSupported; }
+cudaError_t cudaDeviceSynchronize() {
+  return runtime->driver->synchronize_all() ? cudaSuccess : cudaErrorUnknown;
+}
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   const cudaError_t result = runtime->answer("cudaEventQuery");
   if (result != cudaSuccess) return result;

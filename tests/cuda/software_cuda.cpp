@@ -247,6 +247,15 @@ cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* number) {
   *number = machine::get().driver()->identity(in->handle());
   return cudaSuccess;
 }
+// No stream of the stand-in captures.
+cudaError_t cudaUserObjectCreate(cudaUserObject_t*, void*, cudaHostFn_t, unsigned, unsigned) {
+  return cudaErrorNotSupported;
+}
+cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t, unsigned, unsigned) { return cudaErrorNotSupported; }
+cudaError_t cudaUserObjectRelease(cudaUserObject_t, unsigned) { return cudaErrorNotSupported; }
+cudaError_t cudaDeviceSynchronize() {
+  return machine::get().driver()->synchronize_all() ? cudaSuccess : cudaErrorUnknown;
+}
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long* number,
                                      cudaGraph_t*, const cudaGraphNode_t**,
 #if CUDART_VERSION >= 13000

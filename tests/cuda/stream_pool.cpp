@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -172,6 +173,114 @@ TEST_CASE("a stream that captures keeps what it has, and its capture stays valid
   if (graph != nullptr) cudaGraphDestroy(graph);
   CHECK(tested.synchronize());
   CHECK(tested.stats().held == 0);
+}
+
+TEST_CASE("memory of a capture stays with its graph, its executable and its launches") {
+  const untouched state;
+  const own_stream capturing;
+  const own_stream other;
+  const shared_words words(4);
+  *words.at(0) = 5;
+  *words.at(2) = 6;
+  const gate held;
+  stream_pool tested = make_pool(4 * mib);
+  REQUIRE(tested.begin_capture(capturing.get()) == error::none);
+  ORDERLY_CUDA(cudaStreamBeginCapture(capturing.get(), cudaStreamCaptureModeGlobal));
+  void* const first = tested.allocate(mib, capturing.get());
+  ORDERLY_CUDA(copy_word(capturing.get(), words.at(0), word(first)));
+  tested.deallocate(first, mib, capturing.get());
+  void* const again = tested.allocate(mib, capturing.get());
+  CHECK(again == first);
+  ORDERLY_CUDA(copy_word(capturing.get(), word(again), words.at(1)));
+  tested.deallocate(again, mib, capturing.get());
+  CHECK(tested.end_capture(capturing.get()) == error::none);
+  cudaGraph_t graph = nullptr;
+  ORDERLY_CUDA(cudaStreamEndCapture(capturing.get(), &graph));
+  cudaGraphExec_t executable = nullptr;
+  ORDERLY_CUDA(cudaGraphInstantiate(&executable, graph, 0));
+  ORDERLY_CUDA(cudaGraphDestroy(graph));
+  CHECK(tested.synchronize());
+
+  const auto take_all = [&](cudaStream_t in) {
+    std::vector<void*> blocks;
+    while (void* const block = tested.try_allocate(mib, in)) blocks.push_back(block);
+    return blocks;
+  };
+  for (int round = 0; round < 3; ++round) {
+    std::vector<void*> others = take_all(other.get());
+    CHECK(others.size() == 3);
+    for (void* const block : others) {
+      CHECK(block != first);
+      ORDERLY_CUDA(copy_word(other.get(), words.at(2), word(block)));
+    }
+    *words.at(1) = 0;
+    ORDERLY_CUDA(cudaGraphLaunch(executable, capturing.get()));
+    ORDERLY_CUDA(cudaStreamSynchronize(capturing.get()));
+    CHECK(words[1] == 5);
+    for (void* const block : others) {
+      ORDERLY_CUDA(copy_word(other.get(), word(block), words.at(3)));
+      ORDERLY_CUDA(cudaStreamSynchronize(other.get()));
+      CHECK(words[3] == 6);
+      tested.deallocate(block, mib, other.get());
+    }
+  }
+  // A launch in flight keeps it, when all else is gone.
+  held.hold(capturing.get(), words.at(3), 1);
+  ORDERLY_CUDA(cudaGraphLaunch(executable, capturing.get()));
+  ORDERLY_CUDA(cudaGraphExecDestroy(executable));
+  std::vector<void*> others = take_all(other.get());
+  CHECK(others.size() == 3);
+  held.open();
+  ORDERLY_CUDA(cudaStreamSynchronize(capturing.get()));
+  // CUDA tells it on a thread of its own, some time later.
+  for (int i = 0; i < 1000 && others.size() == 3; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (void* const block = tested.try_allocate(mib, other.get())) others.push_back(block);
+  }
+  CHECK(others.size() == 4);
+  for (void* const block : others) tested.deallocate(block, mib, other.get());
+  CHECK(tested.synchronize());
+  CHECK(tested.stats().held == 0);
+  CHECK(tested.stats().memory.requested == 0);
+}
+
+TEST_CASE("captures are noticed in safe mode and by a pool that watches, and stay valid") {
+  for (const bool safe_mode : {false, true}) {
+    CAPTURE(safe_mode);
+    const untouched state;
+    const own_stream capturing;
+    const shared_words words(2);
+    stream_options settings;
+    settings.memory.on_bad_free = on_bad_free::count;
+    settings.safe_mode = safe_mode;
+    settings.watch_captures = true;
+    stream_pool tested(make_cuda_device_source(0, 4 * mib), make_cuda_stream_driver(0), settings);
+    void* const before = tested.allocate(mib, capturing.get());
+    ORDERLY_CUDA(copy_word(capturing.get(), words.at(0), word(before)));
+    ORDERLY_CUDA(cudaStreamBeginCapture(capturing.get(), cudaStreamCaptureModeGlobal));
+    void* const inside = tested.allocate(mib, capturing.get());
+    ORDERLY_CUDA(copy_word(capturing.get(), words.at(0), word(inside)));
+    CHECK(tested.try_deallocate(inside, mib, capturing.get()) == error::none);
+    CHECK(tested.try_deallocate(before, mib, capturing.get()) == error::none);
+    CHECK(tested.allocate(mib, capturing.get()) == inside);
+    CHECK(tested.try_deallocate(inside, mib, capturing.get()) == error::none);
+    cudaGraph_t graph = nullptr;
+    CHECK(cudaStreamEndCapture(capturing.get(), &graph) == cudaSuccess);
+    REQUIRE(graph != nullptr);
+    void* const after = tested.allocate(mib, capturing.get());
+    CHECK(after != inside);
+    tested.deallocate(after, mib, capturing.get());
+    CHECK(tested.synchronize());
+    CHECK(tested.stats().held == mib);
+    ORDERLY_CUDA(cudaGraphDestroy(graph));
+    for (int i = 0; i < 1000 && tested.stats().held != 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      tested.trim();
+      CHECK(tested.synchronize());
+    }
+    CHECK(tested.stats().held == 0);
+    CHECK(tested.stats().memory.requested == 0);
+  }
 }
 
 TEST_CASE("default streams are streams like others") {
