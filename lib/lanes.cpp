@@ -69,7 +69,7 @@ lane* lanes::bound(stream_handle stream) noexcept {
 
 lane* lanes::bind(std::uint64_t pool, stream_handle stream) noexcept {
   if (lane* const known = bound(stream)) {
-    keep_at_hand({pool, stream, known->serial.load(relaxed), known});
+    keep_at_hand({pool, stream, known->serial.load(relaxed), known, nullptr});
     return known;
   }
   const std::uint64_t identity = driver_->identity(stream);
@@ -101,7 +101,7 @@ lane* lanes::bind(std::uint64_t pool, stream_handle stream) noexcept {
   of.over.store(0, relaxed);
   const std::uint64_t serial = next_serial();
   of.serial.store(serial, release);  // at_hand()
-  keep_at_hand({pool, stream, serial, &of});
+  keep_at_hand({pool, stream, serial, &of, nullptr});
   return &of;
 }
 

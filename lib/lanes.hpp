@@ -44,22 +44,20 @@ class lanes {
 
   [[nodiscard]] stream_driver& driver() const noexcept { return *driver_; }
 
-  /// The lane of a stream that this thread has at hand, or null.
-  [[nodiscard]] static lane* at_hand(std::uint64_t pool, stream_handle stream) noexcept {
-    thread_lanes& mine = this_thread_lanes;
-    if (fits(mine.latest, pool, stream)) [[likely]] return mine.latest.of;
-    const thread_lanes::entry& other = mine.entries[thread_lanes::place(stream)];
-    if (!fits(other, pool, stream)) return nullptr;
-    mine.latest = other;
-    return other.of;
+  /// A stream's lane and this thread's front in it, if the thread has them at hand; or null.
+  [[nodiscard]] static const thread_lanes::entry* at_hand(std::uint64_t pool, stream_handle stream) noexcept {
+    const thread_lanes::entry& known = this_thread_lanes.at(pool, stream);
+    return fits(known, pool, stream) ? &known : nullptr;
   }
 
-  /// The same, among all that this thread has met.
+  /// The lane of a stream, among all that this thread has met.
   [[nodiscard]] static lane* recall(std::uint64_t pool, stream_handle stream) noexcept {
     const thread_lanes::entry* const known = recall_lane(pool, stream);
     if (known == nullptr || !fits(*known, pool, stream)) return nullptr;
-    this_thread_lanes.keep(*known);
-    return known->of;
+    thread_lanes::entry e = *known;
+    e.mine = recall_front(e.serial);
+    this_thread_lanes.keep(e);
+    return e.of;
   }
 
   /// The lane that a stream's handle is bound to, or null. Pre: pass mutex, as for the next.
@@ -145,7 +143,9 @@ class lanes {
   void keep_at_hand(const thread_lanes::entry& e) const noexcept {
     if (how_.watched) return;
     remember_lane(e);
-    this_thread_lanes.keep(e);
+    thread_lanes::entry kept = e;
+    kept.mine = recall_front(e.serial);
+    this_thread_lanes.keep(kept);
   }
   [[nodiscard]] bool wait_for_barriers(lane& of) noexcept;
   void drop_passed() noexcept;  ///< Pre: barrier_mutex_

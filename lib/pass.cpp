@@ -73,7 +73,9 @@ void pool::state::relieve(std::size_t bytes) noexcept {
   const auto peak = static_cast<std::size_t>(std::max<std::int64_t>(peak_requested_.load(relaxed), 0));  // a figure
   const std::size_t least = least_slack + front_count_.load(acquire) * least_slack_per_front;  // a figure
   const auto slack = std::max(static_cast<std::size_t>(static_cast<double>(peak) * settings_.slack), least);
-  memory.set_soft_limit(std::max(memory.soft_limit(), peak + slack));
+  // Streams give memory back late, and the limit gives way to that. So here it comes back again.
+  const bool in_streams = lanes_ != nullptr;
+  memory.set_soft_limit(in_streams && credit_ > 0 ? peak + slack : std::max(memory.soft_limit(), peak + slack));
   const auto excess = [&] {
     const std::size_t wanted = memory.committed() + bytes;
     return wanted > memory.soft_limit() ? wanted - memory.soft_limit() : 0;
@@ -100,6 +102,10 @@ void pool::state::relieve(std::size_t bytes) noexcept {
     if (excess() != 0) release_with(reclaim_fronts(patience::brief));
     credit_ -= credit_per_pass + credit_per_block * static_cast<std::int64_t>(blocks);
     if (excess() == 0) return;
+    if (in_streams) {  // what is free behind events serves where it lies, and no more is committed than is missing
+      settle_all(true);
+      return memory.set_soft_limit(memory.soft_limit() + excess());
+    }
   }
   memory.set_soft_limit(memory.soft_limit() + excess() + memory.committed() / part_given_way);
 }

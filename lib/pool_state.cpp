@@ -111,15 +111,19 @@ void pool::state::set_rules() noexcept {
   if (front_granules_ == 0) front_granules_ = 1;
   classes_ = class_of(front_granules_) + 1;
   const std::uint64_t budget = std::clamp<std::uint64_t>(g.limit / 1024, 16 * 1024, 1024 * 1024);
-  const std::uint64_t least = g.limit >= std::uint64_t{1} << 30 ? 8 : 2;
+  // Streams take back from each other's caches under pressure anyway, and each way past a cache costs them more.
+  const auto least_capacity = [&](std::uint64_t bytes) -> std::uint64_t {
+    if (g.limit >= std::uint64_t{1} << 30) return 8;
+    return lanes_ == nullptr ? 2 : std::clamp<std::uint64_t>(g.limit / (32 * bytes), 2, 8);
+  };
   inbox_limit_ = 2 * budget;
   blocks_per_front_ = 0;
   for (std::size_t c = 0; c < classes_; ++c) {
     class_rule& rule = rules_[c];
     rule.shape = shape_of(class_granules(c));
     rule.bytes = g.bytes(class_granules(c));
-    rule.capacity =
-        static_cast<std::uint16_t>(std::clamp<std::uint64_t>(budget / rule.bytes, least, front::most_blocks));
+    rule.capacity = static_cast<std::uint16_t>(
+        std::clamp<std::uint64_t>(budget / rule.bytes, least_capacity(rule.bytes), front::most_blocks));
     rule.batch = static_cast<std::uint16_t>(rule.capacity / 2);
     rule.refill = static_cast<std::uint16_t>(std::clamp<std::uint64_t>(16 * 1024 / rule.bytes, 1, rule.batch));
     rule.magazines =
@@ -213,12 +217,13 @@ void* pool::state::allocate_direct(front* of, const request& wanted, ceiling up_
 
 /// The hot path's work, also where entering a front takes an exchange.
 void* pool::state::allocate_in_front(lane* in, std::size_t bytes) noexcept {
-  return allocate_here<front::stay>(key(in), bytes, []() noexcept { return nullptr; });
+  return allocate_here<front::stay>([&] { return this_thread_fronts.find(key(in)); }, bytes,
+                                    []() noexcept { return nullptr; });
 }
 
 bool pool::state::deallocate_in_front(lane* in, void* pointer, std::size_t bytes) noexcept {
-  return deallocate_here<front::stay>(key(in), pointer, bytes, []() noexcept { return error::double_free; }) ==
-         error::none;
+  const auto find = [&] { return this_thread_fronts.find(key(in)); };
+  return deallocate_here<front::stay>(find, pointer, bytes, []() noexcept { return error::double_free; }) == error::none;
 }
 
 /// What came home, a magazine of the depot, or a batch of the store: one block for the caller, the rest for the front.
@@ -259,10 +264,9 @@ void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refus
 }
 
 void* pool::state::allocate_once(const request& wanted) noexcept {
-  const bool at_hand = this_thread_fronts.find(key(wanted.in)) != nullptr;
   front* const mine = captures(wanted.in) ? nullptr : this_front(wanted.in);
-  // Where the hot path never enters, or has not known the front: it may have the block.
-  if ((!at_hand || !asymmetric_barrier::available()) && wanted.of_class != no_class)
+  // The hot path may not have looked: where it does not know the stream, or the front, or entering takes an exchange.
+  if (mine != nullptr && wanted.of_class != no_class)
     if (void* const block = allocate_in_front(wanted.in, wanted.bytes)) return block;
   refusal why = refusal::none;
   const auto attempt = [&](ceiling up_to) {
@@ -643,7 +647,11 @@ front* pool::state::this_front(lane* in) noexcept {
 front* pool::state::attach(lane* in) noexcept {
   if (this_thread_fronts.exiting) return nullptr;
   const std::uint64_t number = in == nullptr ? serial() : in->serial.load(acquire);
-  if (front* const known = recall_front(number)) return known;
+  const auto shown = [&](front* mine) {  // the next call for the stream finds it with the lane
+    if (in != nullptr) this_thread_lanes.keep_front(serial(), in->stream, number, mine);
+    return mine;
+  };
+  if (front* const known = recall_front(number)) return shown(known);
   if (captures(in)) return nullptr;  // begin_capture() sets that first
   // seq_cst: a pass changes the lane's number, then looks for fronts of the lane; see reclaim_fronts(). One sees the other.
   const auto still = [&] { return in == nullptr || in->serial.load(seq_cst) == number; };
@@ -653,7 +661,7 @@ front* pool::state::attach(lane* in) noexcept {
     if (idle != nullptr) {
       idle->of_lane.store(in, seq_cst);
       idle->renew();
-      if (still()) return idle;
+      if (still()) return shown(idle);
       idle->retire();  // own, and empty
       return nullptr;
     }
@@ -666,7 +674,7 @@ front* pool::state::attach(lane* in) noexcept {
   if (f == nullptr) return nullptr;
   f->of_lane.store(in, seq_cst);
   f->renew();
-  if (still() && remember_front(number, f, serial())) return f;
+  if (still() && remember_front(number, f, serial())) return shown(f);
   if (in != nullptr) { const std::lock_guard pass(pass_mutex_); }  // it may be at this front
   f->detach();
   adopt(*f);

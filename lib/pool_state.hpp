@@ -45,12 +45,13 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   /// needs a stack frame.
   template <class Otherwise>
   [[nodiscard, gnu::always_inline]] void* allocate_hot(std::size_t bytes, const Otherwise& otherwise) {
-    return allocate_here<detail::front::brief_stay>(serial(), bytes, otherwise);
+    return allocate_here<detail::front::brief_stay>([this] { return detail::this_thread_fronts.find(serial()); }, bytes,
+                                                    otherwise);
   }
   template <class Otherwise>
-  [[nodiscard, gnu::always_inline]] void* allocate_hot(const detail::lane& in, std::size_t bytes,
+  [[nodiscard, gnu::always_inline]] void* allocate_hot(detail::front& mine, std::size_t bytes,
                                                        const Otherwise& otherwise) {
-    return allocate_here<detail::front::brief_stay>(key(&in), bytes, otherwise);
+    return allocate_here<detail::front::brief_stay>([&mine] { return &mine; }, bytes, otherwise);
   }
   [[nodiscard]] bool aligned_by_granule(std::size_t alignment) const noexcept {
     return alignment - 1 < hot_alignments_ && (alignment & (alignment - 1)) == 0;
@@ -66,12 +67,13 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   /// The hot path, in the same way.
   template <class Otherwise>
   [[gnu::always_inline]] error deallocate_hot(void* pointer, std::size_t bytes, const Otherwise& otherwise) {
-    return deallocate_here<detail::front::brief_stay>(serial(), pointer, bytes, otherwise);
+    return deallocate_here<detail::front::brief_stay>([this] { return detail::this_thread_fronts.find(serial()); },
+                                                      pointer, bytes, otherwise);
   }
   template <class Otherwise>
-  [[gnu::always_inline]] error deallocate_hot(const detail::lane& in, void* pointer, std::size_t bytes,
+  [[gnu::always_inline]] error deallocate_hot(detail::front& mine, void* pointer, std::size_t bytes,
                                               const Otherwise& otherwise) {
-    return deallocate_here<detail::front::brief_stay>(key(&in), pointer, bytes, otherwise);
+    return deallocate_here<detail::front::brief_stay>([&mine] { return &mine; }, pointer, bytes, otherwise);
   }
   [[nodiscard]] error deallocate_slow(void* pointer, std::size_t bytes, bad_free* report,
                                       detail::lane* in = nullptr) noexcept;
@@ -159,11 +161,11 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   /// Marks work past the front of a thread, or of one that has none.
   class slow_section;
 
-  template <class Stay, class Otherwise>
-  [[nodiscard, gnu::always_inline]] void* allocate_here(std::uint64_t key, std::size_t bytes,
+  template <class Stay, class FindFront, class Otherwise>
+  [[nodiscard, gnu::always_inline]] void* allocate_here(const FindFront& find, std::size_t bytes,
                                                         const Otherwise& otherwise);
-  template <class Stay, class Otherwise>
-  [[gnu::always_inline]] error deallocate_here(std::uint64_t key, void* pointer, std::size_t bytes,
+  template <class Stay, class FindFront, class Otherwise>
+  [[gnu::always_inline]] error deallocate_here(const FindFront& find, void* pointer, std::size_t bytes,
                                                const Otherwise& otherwise);
   [[nodiscard]] void* allocate_in_front(detail::lane* in, std::size_t bytes) noexcept;
   [[nodiscard]] bool deallocate_in_front(detail::lane* in, void* pointer, std::size_t bytes) noexcept;
@@ -356,12 +358,12 @@ class pool::state::slow_section {
   detail::front* front_;
 };
 
-template <class Stay, class Otherwise>
-inline void* pool::state::allocate_here(std::uint64_t key, std::size_t bytes, const Otherwise& otherwise) {
+template <class Stay, class FindFront, class Otherwise>
+inline void* pool::state::allocate_here(const FindFront& find, std::size_t bytes, const Otherwise& otherwise) {
   using namespace detail;
   const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of 0 bytes it is out of range
   if (last_granule >= front_granules_) return otherwise();
-  front* const mine = this_thread_fronts.find(key);
+  front* const mine = find();
   if (mine == nullptr) return otherwise();
   front_magazine& m = mine->magazines[class_table_[last_granule]];
   bool served = false;
@@ -382,14 +384,14 @@ inline void* pool::state::allocate_here(std::uint64_t key, std::size_t bytes, co
   return served ? count_requested(*mine, bytes, block) : otherwise();
 }
 
-template <class Stay, class Otherwise>
-inline error pool::state::deallocate_here(std::uint64_t key, void* pointer, std::size_t bytes,
+template <class Stay, class FindFront, class Otherwise>
+inline error pool::state::deallocate_here(const FindFront& find, void* pointer, std::size_t bytes,
                                           const Otherwise& otherwise) {
   using namespace detail;
   const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of an unknown size, 0, it is out of range
   const std::uint64_t offset = reinterpret_cast<std::uintptr_t>(pointer) - reinterpret_cast<std::uintptr_t>(base_);
   if (last_granule >= front_granules_ || offset >= tree_bytes_) return otherwise();
-  front* const mine = this_thread_fronts.find(key);
+  front* const mine = find();
   if (mine == nullptr) return otherwise();
   front_magazine& m = mine->magazines[class_table_[last_granule]];
   if ((offset & m.offset_mask) != 0) return otherwise();

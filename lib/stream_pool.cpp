@@ -35,8 +35,8 @@ class stream_pool::state {
 
   /// The lane of a stream; null: the handle names no stream, or there are too many.
   [[nodiscard]] lane* find(stream_handle stream) noexcept {
-    lane* const known = lanes::at_hand(core_.serial(), stream);
-    return known != nullptr ? known : find_slowly(stream);
+    const thread_lanes::entry* const known = lanes::at_hand(core_.serial(), stream);
+    return known != nullptr ? known->of : find_slowly(stream);
   }
 
   [[nodiscard, gnu::noinline]] lane* find_slowly(stream_handle stream) noexcept {
@@ -49,6 +49,13 @@ class stream_pool::state {
                                                      stream_handle stream) noexcept {
     lane* const in = find(stream);
     return in == nullptr ? nullptr : core_.allocate_or_null(bytes, alignment, in);
+  }
+
+  [[nodiscard, gnu::noinline]] void* allocate_slowly_or_throw(std::size_t bytes, std::size_t alignment,
+                                                              stream_handle stream) {
+    lane* const in = find(stream);
+    if (in == nullptr) throw_unknown(stream);
+    return core_.allocate_or_throw(bytes, alignment, in);
   }
 
   [[nodiscard, gnu::noinline]] error deallocate_slowly(void* pointer, std::size_t bytes, stream_handle stream,
@@ -97,19 +104,16 @@ stream_pool::~stream_pool() { delete state_; }
 
 void* stream_pool::allocate(std::size_t bytes, stream_handle stream) {
   if (state_ == nullptr) throw std::invalid_argument("orderly::stream_pool: allocate on a pool that was moved from");
-  lane* const in = state_->find(stream);
-  if (in == nullptr) [[unlikely]] throw_unknown(stream);
-  return state_->core_.allocate_hot(
-      *in, bytes, [=, at = state_] { return at->core_.allocate_or_throw(bytes, 1, in); });
+  state* const at = state_;
+  const thread_lanes::entry* const known = lanes::at_hand(at->core_.serial(), stream);
+  const auto otherwise = [=] { return at->allocate_slowly_or_throw(bytes, 1, stream); };
+  if (known == nullptr || known->mine == nullptr) [[unlikely]] return otherwise();
+  return at->core_.allocate_hot(*known->mine, bytes, otherwise);
 }
 
 void* stream_pool::allocate(std::size_t bytes, std::size_t alignment, stream_handle stream) {
-  if (state_ != nullptr && !state_->core_.aligned_by_granule(alignment)) {
-    lane* const in = state_->find(stream);
-    if (in == nullptr) throw_unknown(stream);
-    return state_->core_.allocate_or_throw(bytes, alignment, in);
-  }
-  return allocate(bytes, stream);
+  if (state_ == nullptr || state_->core_.aligned_by_granule(alignment)) return allocate(bytes, stream);
+  return state_->allocate_slowly_or_throw(bytes, alignment, stream);
 }
 
 void* stream_pool::allocate_settled(std::size_t bytes, std::size_t alignment, stream_handle idle) {
@@ -131,20 +135,21 @@ void* stream_pool::try_allocate(std::size_t bytes, std::size_t alignment, stream
 void* stream_pool::try_allocate(std::size_t bytes, stream_handle stream) noexcept {
   if (state_ == nullptr) [[unlikely]] return nullptr;
   state* const at = state_;
-  const lane* const in = lanes::at_hand(at->core_.serial(), stream);
-  if (in == nullptr) [[unlikely]] return at->allocate_slowly(bytes, 1, stream);
-  return at->core_.allocate_hot(*in, bytes, [=]() noexcept { return at->allocate_slowly(bytes, 1, stream); });
+  const thread_lanes::entry* const known = lanes::at_hand(at->core_.serial(), stream);
+  const auto otherwise = [=]() noexcept { return at->allocate_slowly(bytes, 1, stream); };
+  if (known == nullptr || known->mine == nullptr) [[unlikely]] return otherwise();
+  return at->core_.allocate_hot(*known->mine, bytes, otherwise);
 }
 
 void stream_pool::deallocate(void* pointer, std::size_t bytes, stream_handle stream) noexcept {
   if (state_ == nullptr) [[unlikely]] return deallocate_gone(pointer, bytes);
   state* const at = state_;
-  const lane* const in = lanes::at_hand(at->core_.serial(), stream);
+  const thread_lanes::entry* const known = lanes::at_hand(at->core_.serial(), stream);
   const auto otherwise = [=]() noexcept { return at->deallocate_or_report(pointer, bytes, stream); };
-  if (in == nullptr) [[unlikely]]
+  if (known == nullptr || known->mine == nullptr) [[unlikely]]
     otherwise();
   else
-    at->core_.deallocate_hot(*in, pointer, bytes, otherwise);
+    at->core_.deallocate_hot(*known->mine, pointer, bytes, otherwise);
 }
 
 error stream_pool::try_deallocate(void* pointer, std::size_t bytes, stream_handle stream, bad_free* report) noexcept {
@@ -154,9 +159,10 @@ error stream_pool::try_deallocate(void* pointer, std::size_t bytes, stream_handl
     return error::pool_gone;
   }
   state* const at = state_;
-  const lane* const in = lanes::at_hand(at->core_.serial(), stream);
+  const thread_lanes::entry* const known = lanes::at_hand(at->core_.serial(), stream);
   const auto otherwise = [=]() noexcept { return at->deallocate_slowly(pointer, bytes, stream, report); };
-  return in == nullptr ? otherwise() : at->core_.deallocate_hot(*in, pointer, bytes, otherwise);
+  if (known == nullptr || known->mine == nullptr) [[unlikely]] return otherwise();
+  return at->core_.deallocate_hot(*known->mine, pointer, bytes, otherwise);
 }
 
 [[gnu::noinline]] void stream_pool::deallocate_gone(void* pointer, std::size_t bytes) noexcept {

@@ -22,6 +22,7 @@ class front_book {
     this_thread_fronts.exiting = true;  // what this thread frees from now on goes past fronts
     this_thread_fronts.latest = {};
     this_thread_fronts.entries = {};
+    this_thread_lanes = {};
     for (const auto& e : entries_) detach_if_alive(e.pool, *e.of);
   }
 

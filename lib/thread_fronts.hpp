@@ -67,24 +67,28 @@ ORDERLY_FIXED_OFFSET extern thread_local constinit thread_fronts this_thread_fro
 
 struct lane;
 
-/// Which lane a stream handle names in which pool, as far as a thread has them at hand. A lane that was given up since has
-/// another serial number, or none.
+/// Which lane a stream handle names in which pool, and this thread's front there, as far as a thread has them at hand. A
+/// lane that was given up since has another serial number, or none.
 struct thread_lanes {
   struct entry {
     std::uint64_t pool = 0;
     const void* stream = nullptr;
     std::uint64_t serial = 0;
     lane* of = nullptr;
+    front* mine = nullptr;  ///< the thread's front under that serial number; null: none that is known
   };
   static constexpr std::size_t size = 16;
-  entry latest;
   std::array<entry, size> entries{};
 
-  [[nodiscard]] static std::size_t place(const void* stream) noexcept {
+  [[nodiscard]] entry& at(std::uint64_t pool, const void* stream) noexcept {
     const auto bits = reinterpret_cast<std::uintptr_t>(stream);
-    return (bits ^ bits >> 4 ^ bits >> 12) % size;
+    return entries[(bits ^ bits >> 4 ^ bits >> 12 ^ pool) % size];
   }
-  void keep(const entry& e) noexcept { latest = entries[place(e.stream)] = e; }
+  void keep(const entry& e) noexcept { at(e.pool, e.stream) = e; }
+  void keep_front(std::uint64_t pool, const void* stream, std::uint64_t serial, front* mine) noexcept {
+    entry& known = at(pool, stream);
+    if (known.pool == pool && known.stream == stream && known.serial == serial) known.mine = mine;
+  }
 };
 
 ORDERLY_FIXED_OFFSET extern thread_local constinit thread_lanes this_thread_lanes;

@@ -25,7 +25,8 @@
 namespace orderly {
 
 struct stream_options {
-  options memory;  ///< as of a pool
+  /// As of a pool. The slack is less, since what streams have freed and not done with yet comes on top of it.
+  options memory = with_slack(0.1);
 
   /// True: an event is recorded at every free, so that streams may be destroyed without release_stream(). Costs one event
   /// record for each free.
@@ -42,6 +43,13 @@ struct stream_options {
 
   /// Bytes freed in a stream that no event covers yet, above which the pool records one. 0: 64 MiB.
   std::size_t seal_bytes = 0;
+
+ private:
+  [[nodiscard]] static options with_slack(double slack) {
+    options o;
+    o.slack = slack;
+    return o;
+  }
 };
 
 /// Counters of a stream_pool.
