@@ -144,16 +144,17 @@ TEST_CASE("blocks in a stream and outside of streams: sizes, alignments, and not
 
 TEST_CASE("the forms without an alignment align to 256") {
   bench b;
-#if ORDERLY_CUDA_MR_RENAMED
   void* const in_stream = b.resource.allocate(b.in(), 1);
   void* const outside = b.resource.allocate_sync(1);
   b.resource.deallocate(b.in(), in_stream, 1);
   b.resource.deallocate_sync(outside, 1);
-#else
-  void* const in_stream = b.resource.allocate_async(1, b.in());
-  void* const outside = b.resource.allocate(1);
-  b.resource.deallocate_async(in_stream, 1, b.in());
-  b.resource.deallocate(outside, 1);
+#if !ORDERLY_CUDA_MR_RENAMED
+  void* const earlier_in_stream = b.resource.allocate_async(1, b.in());
+  void* const earlier_outside = b.resource.allocate(1);
+  CHECK(is_aligned(earlier_in_stream, 256));
+  CHECK(is_aligned(earlier_outside, 256));
+  b.resource.deallocate_async(earlier_in_stream, 1, b.in());
+  b.resource.deallocate(earlier_outside, 1);
 #endif
   CHECK(is_aligned(in_stream, 256));
   CHECK(is_aligned(outside, 256));

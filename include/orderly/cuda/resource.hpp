@@ -3,12 +3,13 @@
 /// one; make_resource_source() lets a pool take its memory from another's resource. C++17 or later, nvcc or a host
 /// compiler with CCCL on its include path. Link with the library orderly_cuda.
 ///
-/// CCCL has had two sets of names, and the resource has those of the CCCL that it is compiled with:
+/// CCCL 3.1 (CUDA 13.1) has other names than CCCL before (CUDA 12.3 to 13.0). The resource has the later ones always,
+/// and the earlier ones too where the CCCL at hand asks for them:
 ///
-///                    up to 3.0 (CUDA 12.3 to 13.0)              from 3.1 (CUDA 13.1)
-///   in a stream      allocate_async(bytes, alignment, stream)   allocate(stream, bytes, alignment)
-///   outside streams  allocate(bytes, alignment)                 allocate_sync(bytes, alignment)
-///   concepts         async_resource, resource                   resource, synchronous_resource
+///                     from 3.1                            before
+///   in a stream       allocate(stream, bytes, alignment)  allocate_async(bytes, alignment, stream)
+///   outside streams   allocate_sync(bytes, alignment)     allocate(bytes, alignment)
+///   concepts          resource, synchronous_resource      async_resource, resource
 ///
 /// Up to 3.0 all of it, and in 3.1 resource_ref, is behind LIBCUDACXX_ENABLE_EXPERIMENTAL_MEMORY_RESOURCE, which this
 /// header defines if nobody has. So it comes before other includes of cuda/memory_resource, or the program defines the
@@ -121,55 +122,45 @@ class cuda_resource {
   [[nodiscard]] stream_pool& upstream() const noexcept { return *shared_->pool; }
   [[nodiscard]] int device() const noexcept { return shared_->device; }
 
-#if ORDERLY_CUDA_MR_RENAMED
   /// A block for work that enters the stream from now on. Throws out_of_memory, which is a std::bad_alloc, and as
   /// stream_pool::allocate().
   [[nodiscard]] void* allocate(::cuda::stream_ref stream, std::size_t bytes,
                                std::size_t alignment = default_alignment) {
-    return in_stream(stream, bytes, alignment);
+    return shared_->pool->allocate(bytes, alignment, handle(stream));
   }
   /// Frees a block: work that is in the stream now may still use it, no other stream's. A wrong free changes nothing,
   /// and goes to the pool's options::on_bad_free.
   void deallocate(::cuda::stream_ref stream, void* pointer, std::size_t bytes,
                   std::size_t = default_alignment) noexcept {
-    free(stream, pointer, bytes);
+    shared_->pool->deallocate(pointer, got(bytes), handle(stream));
   }
 
   /// A block that every stream and, where the memory allows it, the host may use at once. Throws as allocate();
   /// std::runtime_error when the device has failed.
   [[nodiscard]] void* allocate_sync(std::size_t bytes, std::size_t alignment = default_alignment) {
-    return outside(bytes, alignment);
+    return shared_->pool->allocate_settled(bytes, alignment, shared_->idle.get());
   }
   /// Frees a block that nobody uses any more. A wrong free as above.
   void deallocate_sync(void* pointer, std::size_t bytes, std::size_t = default_alignment) noexcept {
-    free_outside(pointer, bytes);
-  }
-#else
-  /// A block for work that enters the stream from now on. Throws out_of_memory, which is a std::bad_alloc, and as
-  /// stream_pool::allocate().
-  [[nodiscard]] void* allocate_async(std::size_t bytes, std::size_t alignment, ::cuda::stream_ref stream) {
-    return in_stream(stream, bytes, alignment);
-  }
-  [[nodiscard]] void* allocate_async(std::size_t bytes, ::cuda::stream_ref stream) {
-    return in_stream(stream, bytes, default_alignment);
-  }
-  /// Frees a block: work that is in the stream now may still use it, no other stream's. A wrong free changes nothing,
-  /// and goes to the pool's options::on_bad_free.
-  void deallocate_async(void* pointer, std::size_t bytes, std::size_t, ::cuda::stream_ref stream) noexcept {
-    free(stream, pointer, bytes);
-  }
-  void deallocate_async(void* pointer, std::size_t bytes, ::cuda::stream_ref stream) noexcept {
-    free(stream, pointer, bytes);
+    shared_->pool->deallocate(pointer, got(bytes), shared_->idle.get());
   }
 
-  /// A block that every stream and, where the memory allows it, the host may use at once. Throws as allocate_async();
-  /// std::runtime_error when the device has failed.
-  [[nodiscard]] void* allocate(std::size_t bytes, std::size_t alignment = default_alignment) {
-    return outside(bytes, alignment);
+#if !ORDERLY_CUDA_MR_RENAMED
+  [[nodiscard]] void* allocate_async(std::size_t bytes, std::size_t alignment, ::cuda::stream_ref stream) {
+    return allocate(stream, bytes, alignment);
   }
-  /// Frees a block that nobody uses any more. A wrong free as above.
+  [[nodiscard]] void* allocate_async(std::size_t bytes, ::cuda::stream_ref stream) { return allocate(stream, bytes); }
+  void deallocate_async(void* pointer, std::size_t bytes, std::size_t, ::cuda::stream_ref stream) noexcept {
+    deallocate(stream, pointer, bytes);
+  }
+  void deallocate_async(void* pointer, std::size_t bytes, ::cuda::stream_ref stream) noexcept {
+    deallocate(stream, pointer, bytes);
+  }
+  [[nodiscard]] void* allocate(std::size_t bytes, std::size_t alignment = default_alignment) {
+    return allocate_sync(bytes, alignment);
+  }
   void deallocate(void* pointer, std::size_t bytes, std::size_t = default_alignment) noexcept {
-    free_outside(pointer, bytes);
+    deallocate_sync(pointer, bytes);
   }
 #endif
 
@@ -216,19 +207,8 @@ class cuda_resource {
     return stream.get();
   }
 
-  [[nodiscard]] void* in_stream(::cuda::stream_ref stream, std::size_t bytes, std::size_t alignment) {
-    return shared_->pool->allocate(bytes, alignment, handle(stream));
-  }
-  void free(::cuda::stream_ref stream, void* pointer, std::size_t bytes) noexcept {
-    // A request of no bytes got a block of one.
-    shared_->pool->deallocate(pointer, bytes == 0 ? 1 : bytes, handle(stream));
-  }
-  [[nodiscard]] void* outside(std::size_t bytes, std::size_t alignment) {
-    return shared_->pool->allocate_settled(bytes, alignment, shared_->idle.get());
-  }
-  void free_outside(void* pointer, std::size_t bytes) noexcept {
-    shared_->pool->deallocate(pointer, bytes == 0 ? 1 : bytes, shared_->idle.get());
-  }
+  /// A request of no bytes got a block of one.
+  [[nodiscard]] static constexpr std::size_t got(std::size_t bytes) noexcept { return bytes == 0 ? 1 : bytes; }
 
   std::shared_ptr<shared> shared_;
 };
