@@ -217,10 +217,11 @@ unsigned pass_on(erased& resource, cudaStream_t from, cudaStream_t to, unsigned 
 
 TEST_CASE("one thread allocates, another frees: in one stream, in two, in default streams; several pairs at once") {
   const untouched state;
-  cuda_device_resource resource = make_cuda_device_resource(0, 64 * mib, counting());
-  erased any(resource);
   const own_stream first;
   const own_stream second;
+  std::vector<std::unique_ptr<own_stream>> streams;  // all of them outlive the pools
+  cuda_device_resource resource = make_cuda_device_resource(0, 64 * mib, counting());
+  erased any(resource);
   CHECK(pass_on(any, first.get(), first.get(), 1000) == 0);
   CHECK(pass_on(any, first.get(), second.get(), 2000) == 0);
   CHECK(pass_on(any, cudaStreamLegacy, cudaStreamLegacy, 3000) == 0);
@@ -232,7 +233,6 @@ TEST_CASE("one thread allocates, another frees: in one stream, in two, in defaul
   CHECK(pass_on(any_roomy, cudaStreamPerThread, first.get(), 5000) == 0);
   check_clean(roomy);
   std::vector<std::future<unsigned>> pairs;
-  std::vector<std::unique_ptr<own_stream>> streams;
   for (unsigned pair = 0; pair < 4; ++pair) {
     for (int i = 0; i < 2; ++i) streams.push_back(std::make_unique<own_stream>());
     cudaStream_t const from = streams[2 * pair]->get();
