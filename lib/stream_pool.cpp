@@ -237,6 +237,10 @@ std::size_t stream_pool::block_size(const void* pointer) const noexcept {
   return state_ == nullptr ? 0 : state_->core_.block_size(pointer);
 }
 
+void stream_pool::visit_blocks(void (*visit)(void*, const block_info&), void* context) const {
+  if (state_ != nullptr) state_->core_.visit(visit, context);
+}
+
 stream_statistics stream_pool::stats() const noexcept {
   stream_statistics s;
   if (state_ == nullptr) return s;

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <type_traits>
 #if __cplusplus >= 202002L
 #include <span>
 #endif
@@ -165,8 +166,17 @@ class ORDERLY_API stream_pool {
   [[nodiscard]] std::size_t block_size(const void* pointer) const noexcept;
   [[nodiscard]] stream_statistics stats() const noexcept;
 
+  /// As pool::for_each_block.
+  template <class Visitor>
+    requires std::is_invocable_v<Visitor&, const block_info&>
+  void for_each_block(Visitor&& visit) const {
+    visit_blocks([](void* context, const block_info& block) { (*static_cast<std::remove_reference_t<Visitor>*>(context))(block); },
+                 const_cast<void*>(static_cast<const void*>(std::addressof(visit))));
+  }
+
  private:
   static void deallocate_gone(void* pointer, std::size_t bytes) noexcept;
+  void visit_blocks(void (*visit)(void*, const block_info&), void* context) const;
 
   class ORDERLY_LOCAL state;
   state* state_;
