@@ -131,8 +131,8 @@ std::optional<node> pool::state::take_large(const request& wanted) noexcept {
   return found;
 }
 
-/// What a lane needs of a thread that has just freed something in it: an event when much is open, or when a pass wants one
-/// that only this thread can record.
+/// What a lane needs of a thread that comes by: an event when much is open, or when a pass wants one that only this thread
+/// can record.
 void pool::state::seal_if_due(lane& of, std::size_t due) noexcept {
   if (of.open_bytes.load(relaxed) < due && !of.wanted.load(relaxed)) return;  // a figure, and a hint
   const std::unique_lock lock(pass_mutex_, std::try_to_lock);
@@ -578,8 +578,10 @@ bool pool::state::synchronize(lane* only) noexcept {
   for (std::uint32_t round = 0; round <= lanes::most_lanes; ++round) {
     std::vector<shared_event> events;
     std::vector<withheld> without_event;
+    std::uint64_t before = 0;
     {
       const std::lock_guard lock(pass_mutex_);
+      before = passed_on_;
       if (std::exchange(first, false)) reclaim_caches(patience::long_one);
       settle_all(false);  // what was freed is sealed now; the events below come behind those of the seals
       try {
@@ -618,7 +620,6 @@ bool pool::state::synchronize(lane* only) noexcept {
         each.of->open_bytes.fetch_add(each.bytes, relaxed);  // a figure
       }
     }
-    const std::uint64_t before = passed_on_;
     settle_all(false);
     lanes_->each([&](lane& of) {
       if (of.released) forget_if_passed(of);
