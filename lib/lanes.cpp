@@ -52,8 +52,14 @@ std::uint64_t lanes::owner_of(stream_handle stream) const noexcept {
 
 void lanes::find_sealable() noexcept {
   each([&](lane& of) {
-    of.sealable = how_.marked || of.released ||
-                  (of.serial.load(relaxed) != 0 && reaches(of) && driver_->capture(of.stream) == 0);
+    of.sealable = how_.marked || of.released;
+    if (of.sealable || of.serial.load(relaxed) == 0) return;
+    if (reaches(of)) {
+      of.sealable = driver_->capture(of.stream) == 0;
+    } else if (of.graph.load(relaxed) == nullptr) {  // changed under the pass mutex
+      of.sealable = true;  // by its own thread, which comes by when it finds its caches empty
+      of.wanted.store(true, relaxed);  // seal_if_due()
+    }
   });
 }
 

@@ -264,6 +264,7 @@ void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refus
 }
 
 void* pool::state::allocate_once(const request& wanted) noexcept {
+  if (wanted.in != nullptr && wanted.in->wanted.load(relaxed)) seal_if_due(*wanted.in);  // a hint
   front* const mine = captures(wanted.in) ? nullptr : this_front(wanted.in);
   // The hot path may not have looked: where it does not know the stream, or the front, or entering takes an exchange.
   if (mine != nullptr && wanted.of_class != no_class)

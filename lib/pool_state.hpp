@@ -93,7 +93,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] error begin_capture(detail::lane& in) noexcept;
   [[nodiscard]] error end_capture(detail::lane& in) noexcept;
   [[nodiscard]] bool synchronize(detail::lane* only) noexcept;
-  void seal_if_due(detail::lane& of, std::size_t due) noexcept;
+  void seal_if_due(detail::lane& of, std::size_t due = std::numeric_limits<std::size_t>::max()) noexcept;
   [[nodiscard]] detail::lanes* streams() const noexcept { return lanes_.get(); }
   [[nodiscard]] std::size_t held() const noexcept;
 

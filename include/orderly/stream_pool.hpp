@@ -151,7 +151,7 @@ class ORDERLY_API stream_pool {
 
   /// Waits until all work is done that may use blocks freed so far, in one stream or in all. Then they are everybody's.
   /// False: that cannot be told of all of them: a stream captures, a device has failed, or a per-thread stream holds blocks
-  /// whose thread has to free something once more before they can change hands.
+  /// that change hands only when its own thread allocates something once more.
   bool stream_synchronize(stream_handle stream) noexcept;
   bool synchronize() noexcept;
 
