@@ -23,12 +23,17 @@ inline constexpr std::size_t mib = 1024 * kib;
 
 /// A device, streams and a pool of theirs.
 struct bench {
+  using driver_wrapper = std::shared_ptr<stream_driver> (*)(std::shared_ptr<stream_driver> inner);
+
+  /// `wrap`, if given, makes the pool's driver of the device's.
   explicit bench(std::size_t streams, std::size_t capacity, software_schedule schedule = software_schedule::lazy,
-                 stream_options settings = {}, std::uint64_t seed = 0, bool flat = false)
-      : device(schedule, seed), buffer(flat ? new (std::align_val_t{4096}) std::byte[capacity] : nullptr) {
+                 stream_options settings = {}, std::uint64_t seed = 0, bool flat = false, driver_wrapper wrap = nullptr)
+      : device(schedule, seed),
+        driver(wrap == nullptr ? device.driver() : wrap(device.driver())),
+        buffer(flat ? new (std::align_val_t{4096}) std::byte[capacity] : nullptr) {
     settings.memory.capacity = capacity;
     if (!settings.memory.on_bad_free) settings.memory.on_bad_free = on_bad_free::count;
-    tested.emplace(flat ? make_fixed_buffer_source(buffer.get(), capacity) : make_host_source(), device.driver(), settings);
+    tested.emplace(flat ? make_fixed_buffer_source(buffer.get(), capacity) : make_host_source(), driver, settings);
     for (std::size_t i = 0; i < streams; ++i) stream.emplace_back(device);
   }
   [[nodiscard]] stream_handle operator[](std::size_t i) const { return stream[i].handle(); }
@@ -38,6 +43,7 @@ struct bench {
   };
 
   software_device device;
+  std::shared_ptr<stream_driver> driver;
   std::unique_ptr<std::byte[], aligned_delete> buffer;
   std::optional<stream_pool> tested;
   std::vector<software_stream> stream;
