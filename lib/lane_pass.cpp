@@ -313,8 +313,15 @@ lane* pool::state::bind(stream_handle stream) noexcept {
   lane* known = bind_locked(stream);
   if (known == nullptr || !lanes_->how().watched) return known;
   stream_driver& driver = lanes_->driver();
-  if (driver.capture(stream) != 0) {  // its identity cannot be told meanwhile
-    return captures(known) || begin_capture_locked(*known) == error::none ? known : nullptr;
+  if (const std::uint64_t capture = driver.capture(stream); capture != 0) {  // its identity cannot be told meanwhile
+    if (graph_memory* const memory = known->graph.load(relaxed); memory != nullptr) {  // changed under the pass mutex
+      if (memory->number == 0) memory->number = capture;  // begin_capture() was called before there was one
+      if (memory->number == capture) return known;
+      static_cast<void>(end_capture_locked(*known));  // another followed at once
+    }
+    if (begin_capture_locked(*known) != error::none) return nullptr;
+    known->graph.load(relaxed)->number = capture;
+    return known;
   }
   if (captures(known)) static_cast<void>(end_capture_locked(*known));
   if (!lanes_->how().marked) return known;

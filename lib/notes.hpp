@@ -32,6 +32,7 @@ struct graph_memory {
 
   /// Set by whoever ends the graph, on any thread (release) -> notes::take_gone() (acquire): the last replay is done.
   atomic<bool> gone{false};
+  std::uint64_t number = 0;  ///< of the capture, where the pool watches; 0: not known. Guarded by the pass mutex
   // Guarded by the notes' mutex.
   bool open = true;   ///< the capture goes on, as far as the pool knows
   bool tied = false;  ///< somebody will set `gone`

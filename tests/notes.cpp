@@ -269,6 +269,34 @@ TEST_CASE("a graph's block that other streams use waits for them, after its grap
   ORDERLY_CHECK_FINDINGS(found);
 }
 
+TEST_CASE("a pool that watches captures tells one from the next that follows at once") {
+  for (const bool safe_mode : {false, true}) {
+    CAPTURE(safe_mode);
+    stream_options settings;
+    settings.watch_captures = !safe_mode;
+    settings.safe_mode = safe_mode;
+    bench b(2, 4 * mib, software_schedule::lazy, settings);
+    REQUIRE(b.stream[0].begin_capture());
+    void* const first = b.tested->allocate(mib, b[0]);
+    b.tested->deallocate(first, mib, b[0]);
+    software_graph one = b.stream[0].end_capture();
+    REQUIRE(b.stream[0].begin_capture());
+    void* const second = b.tested->allocate(mib, b[0]);
+    CHECK(second != first);  // the graphs may run at the same time
+    b.tested->deallocate(second, mib, b[0]);
+    software_graph two = b.stream[0].end_capture();
+    one = {};
+    b.tested->deallocate(b.tested->allocate(mib, b[0]), mib, b[0]);  // where the pool learns that the captures are over
+    std::vector<void*> others = take_all(*b.tested, mib, b[1]);
+    CHECK(others.size() == 3);
+    CHECK(contains(others, first));
+    CHECK_FALSE(contains(others, second));  // the second graph uses it
+    two = {};
+    free_all(*b.tested, others, mib, b[1]);
+    check_idle(*b.tested);
+  }
+}
+
 TEST_CASE("a pool that watches captures needs no word of them") {
   for (const bool safe_mode : {false, true}) {
     CAPTURE(safe_mode);
