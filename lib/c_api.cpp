@@ -38,7 +38,8 @@ constinit std::array<place, places> table;
 constinit std::mutex table_mutex;  // serves creation and destruction
 
 constexpr std::size_t most_text = 512;
-thread_local constinit std::array<char, most_text> last_error{};
+// Rarely used, so it need not have a fixed offset: room for those is short in a library that is loaded late.
+[[gnu::tls_model("global-dynamic")]] thread_local constinit std::array<char, most_text> last_error{};
 
 using orderly::c_api::fail;
 

@@ -167,8 +167,7 @@ class ORDERLY_API stream_pool {
   [[nodiscard]] stream_statistics stats() const noexcept;
 
   /// As pool::for_each_block.
-  template <class Visitor>
-    requires std::is_invocable_v<Visitor&, const block_info&>
+  template <class Visitor, class = std::enable_if_t<std::is_invocable_v<Visitor&, const block_info&>>>
   void for_each_block(Visitor&& visit) const {
     visit_blocks([](void* context, const block_info& block) { (*static_cast<std::remove_reference_t<Visitor>*>(context))(block); },
                  const_cast<void*>(static_cast<const void*>(std::addressof(visit))));
