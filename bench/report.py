@@ -12,9 +12,9 @@ figures out, and the report says so:
   minimalloc.json        --find-limit --unit KiB on the MiniMalloc problems
   streams.json           orderly-stream-bench
   streams-replay.json    the recorded traces with a software stream for each thread, chunks of 2 MiB, --find-limit
-  streams-replay-free.json, -random.json, -slack.json
+  streams-replay-free.json, -random.json
                          the same with threads running freely; with streams that keep up with the host (--schedule
-                         random); the latter with --slack 0.1
+                         random)
 """
 
 import argparse
@@ -44,7 +44,6 @@ STREAM_REPLAYS = (
     ('recorded order', ''),
     ('threads running freely', '-free'),
     ('streams that keep up, recorded order', '-random'),
-    ('the same, slack 0.1', '-slack'),
 )
 
 

@@ -121,7 +121,9 @@ class orderly_streams {
   }
   [[nodiscard]] static stream_options settings(const arena_config& config) {
     stream_options all;
+    const double preset = all.memory.slack;
     all.memory = orderly_peer::options_for(config);
+    if (config.slack < 0) all.memory.slack = preset;
     all.wait_before_refusing = Waits;
     if (Flat) all.memory.capacity = all.memory.limit = all.memory.chunk = 0;
     return all;
