@@ -160,6 +160,14 @@ bool pool::state::seal(lane& of) noexcept {
   if (!can_record(of)) return false;
   depot::chain blocks = depot_.receive_all(of.open);
   const std::uint64_t bytes = of.open_bytes.exchange(0, relaxed);  // a figure
+  const auto give_back = [&] {
+    depot_.give_back(blocks, of.open);
+    of.open_bytes.fetch_add(bytes, relaxed);  // a figure
+    return false;
+  };
+  // A block may have come without a mark since. Asked after the blocks were taken out: what covers all of them now, covers
+  // them for ever.
+  if (lanes_->how().marked && lanes_->is_unmarked(of)) return give_back();
   // After the blocks were taken out: so the event lies behind everything that may use them.
   shared_event event = lanes_->how().marked ? lanes_->take_mark(of)
                        : of.released        ? of.final_event
@@ -176,11 +184,7 @@ bool pool::state::seal(lane& of) noexcept {
       depot_.join(newest().blocks, blocks);
     return true;
   }
-  if (event == nullptr) {
-    depot_.give_back(blocks, of.open);
-    of.open_bytes.fetch_add(bytes, relaxed);
-    return false;
-  }
+  if (event == nullptr) return give_back();
   if (of.sealed_count == lane::most_sealed) settle_passed(of);
   if (of.sealed_count == lane::most_sealed) {  // the new event covers the last batch too
     newest().event = std::move(event);
@@ -348,9 +352,9 @@ lane* pool::state::bind_locked(stream_handle stream) noexcept {
 /// A released stream whose work is done need not be waited for any more, whatever block it was recorded for.
 void pool::state::forget_if_passed(lane& of) noexcept {
   if (of.sealed_count != 0 || of.withheld || of.coming.load(relaxed) == 0) return;  // a figure: worth a look
-  // With marks there is no last event: those that were not sealed have passed, or are in the barrier.
+  // With marks there is no last event: those before the lane's own were sealed, so they have passed or are in the barrier.
   const bool passed = of.final_event != nullptr ? lanes_->query(of.final_event) == event_status::complete
-                                                : lanes_->barriers_passed();
+                                                : lanes_->mark_passed(of) && lanes_->barriers_passed();
   if (!passed) return;
   const std::lock_guard lock(notes_.mutex);
   for (auto at = notes_.by_granule.begin(); at != notes_.by_granule.end();) {
@@ -420,7 +424,10 @@ void pool::state::append_recorded(std::uint64_t granule, lane& in) noexcept {
 bool pool::state::release_stream(stream_handle stream) noexcept {
   const std::lock_guard lock(pass_mutex_);
   lane* const of = lanes_->bound(stream);
-  return of == nullptr || release_lane_locked(*of);
+  if (of == nullptr) return true;
+  if (lanes_->how().marked && lanes_->is_unmarked(*of) && of->identity == lanes_->driver().identity(stream))
+    lanes_->mark(*of);
+  return release_lane_locked(*of);
 }
 
 /// The lane's handle is forgotten; what belongs to it waits for one last event. False: none could be had.
@@ -437,7 +444,7 @@ bool pool::state::release_lane_locked(lane& of) noexcept {
   of.released = true;
   seal(of);
   settle_passed(of);
-  return !of.withheld;
+  return !of.withheld && !(marked && lanes_->is_unmarked(of));
 }
 
 // --------------------------------------------------------------------------------------------------------- graphs

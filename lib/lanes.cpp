@@ -179,6 +179,11 @@ bool lanes::is_unmarked(const lane& of) noexcept {
   return of.unmarked;
 }
 
+bool lanes::mark_passed(const lane& of) noexcept {
+  const std::lock_guard lock(barrier_mutex_);
+  return !of.unmarked && (of.mark == nullptr || query(of.mark) == event_status::complete);
+}
+
 void lanes::copy_barriers(std::vector<shared_event>& to) {
   const std::lock_guard lock(barrier_mutex_);
   for (const barrier& b : barriers_) to.push_back(b.event);

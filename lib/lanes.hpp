@@ -91,6 +91,8 @@ class lanes {
   void mark(lane& of) noexcept;
   [[nodiscard]] shared_event take_mark(lane& of) noexcept;
   [[nodiscard]] bool is_unmarked(const lane& of) noexcept;
+  /// Is all work done that the lane's mark covers, and does it cover everything?
+  [[nodiscard]] bool mark_passed(const lane& of) noexcept;
 
   /// Copies the events of the barrier. Throws std::bad_alloc.
   void copy_barriers(std::vector<shared_event>& to);
