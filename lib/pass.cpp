@@ -234,7 +234,11 @@ pool::state::haul pool::state::reclaim_fronts(patience with, const lane* only) n
   for (std::size_t i = 0; i < count; ++i) {
     if (!outside[i] || (only == nullptr && !can_seal(fronts_[i]))) continue;
     reclaimed += drain(fronts_[i]);
-    if (only == nullptr || fronts_[i].holds_returns()) continue;
+    if (only == nullptr) continue;
+    if (fronts_[i].holds_returns()) {  // for lack of magazines
+      reclaimed.complete = false;
+      continue;
+    }
     fronts_[i].retire();
     if (fronts_[i].of_lane.load(relaxed) != only) fronts_[i].renew();  // retire() saw the new owner's renew(), or that comes
   }
