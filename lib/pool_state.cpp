@@ -473,6 +473,7 @@ void pool::state::deliver(lane* in, std::size_t of_class, std::uint32_t home, st
 void pool::state::adopt(front& of) noexcept {
   while (of.inbox.peek() && of.try_attach()) {
     bool done = false;
+    if (of.retired()) of.renew();  // its lane was given up, and no thread has come since
     if (const front::stay inside(of); inside) {
       empty_inbox(of);
       done = true;
@@ -733,10 +734,13 @@ void pool::state::detach(front& of) noexcept {
     }
   }
   publish_requested(of);
-  // A per-thread stream ends with its thread, and only here an event can be put behind its work.
-  if (lane* const in = of.of_lane.load(relaxed); in != nullptr) {
+  // A per-thread stream ends with its thread, and only here an event can be put behind its work. Its front may have become
+  // another stream's since.
+  if (lanes_ != nullptr) {
     const std::lock_guard lock(pass_mutex_);
-    if (in->serial.load(relaxed) != 0 && in->owner != 0 && lanes::reaches(*in)) release_lane_locked(*in);
+    lanes_->each([&](lane& in) {
+      if (in.serial.load(relaxed) != 0 && in.owner != 0 && lanes::reaches(in)) release_lane_locked(in);
+    });
   }
   of.detach();
   // From here on the front may be another thread's, its marks included.

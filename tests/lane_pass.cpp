@@ -551,6 +551,38 @@ TEST_SUITE("unit") {
     CHECK(b.tested->try_allocate(4 * mib, b[0]) != nullptr);
   }
 
+  TEST_CASE("a per-thread stream ends with its thread, also where the thread's caches are another stream's by then") {
+    double_bench b(1, 4 * mib);
+    software_stream own(b.device);
+    std::thread([&] {
+      double_driver::own = &own;
+      stream_handle const mine = b.driver->per_thread();
+      b.tested->deallocate(b.tested->allocate(1000, mine), 1000, mine);
+      CHECK(b.tested->begin_capture(mine) == error::none);
+      b.tested->deallocate(b.tested->allocate(1000, b[0]), 1000, b[0]);
+      CHECK(b.tested->end_capture(mine) == error::none);
+    }).join();
+    CHECK(b.tested->stats().streams == 1);
+    check_idle(*b.tested);
+  }
+
+  TEST_CASE("what comes home to a thread that is gone is its stream's again, also where the thread's stream is gone too") {
+    bench b(1, 64 * mib);
+    constexpr std::size_t bytes = 4096;
+    std::vector<void*> blocks(64);
+    software_stream passing(b.device);
+    b.tested->deallocate(b.tested->allocate(bytes, b[0]), bytes, b[0]);  // this thread has a front, and looks for no other
+    std::thread([&] {
+      for (void*& block : blocks) block = b.tested->allocate(bytes, passing.handle());
+    }).join();
+    CHECK(b.tested->release_stream(passing.handle()));
+    for (void* const block : blocks) b.tested->deallocate(block, bytes, b[0]);
+    std::size_t again = 0;
+    for (std::size_t i = 0; i < blocks.size(); ++i)
+      again += static_cast<std::size_t>(std::ranges::count(blocks, b.tested->allocate(bytes, b[0])));
+    CHECK(again > 0);
+  }
+
   TEST_CASE("what a thread has freed in its per-thread stream changes hands when it allocates something once more") {
     for (const std::size_t small : {std::size_t{1000}, 2 * mib}) {
       CAPTURE(small);
