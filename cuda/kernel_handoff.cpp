@@ -42,9 +42,7 @@ kernel_handoff::state::~state() {
   }
 }
 
-std::byte* kernel_handoff::state::stage(std::size_t bytes) {
-  return static_cast<std::byte*>(staging_.allocate(bytes));
-}
+std::byte* kernel_handoff::state::stage(std::size_t bytes) { return static_cast<std::byte*>(staging_.allocate(bytes)); }
 
 bool kernel_handoff::state::copy(void* to, const void* from, std::size_t bytes, stream_handle stream) noexcept {
   const detail::device_guard guard(device_);
@@ -54,7 +52,8 @@ bool kernel_handoff::state::copy(void* to, const void* from, std::size_t bytes, 
 
 bool kernel_handoff::state::clear(void* at, std::size_t bytes, stream_handle stream) noexcept {
   const detail::device_guard guard(device_);
-  return guard.holds() && cuda_call([&] { return cudaMemsetAsync(at, 0, bytes, detail::named(stream)); }) == cudaSuccess;
+  return guard.holds() &&
+         cuda_call([&] { return cudaMemsetAsync(at, 0, bytes, detail::named(stream)); }) == cudaSuccess;
 }
 
 void kernel_handoff::state::leave(std::unique_ptr<kernel_loan> loan) noexcept {
@@ -176,7 +175,7 @@ std::size_t keep_unfreed(std::span<std::uint32_t> freed, std::uint64_t handed_ou
     const std::uint64_t of_word = handed_out > before ? std::min<std::uint64_t>(handed_out - before, 32) : 0;
     const auto out = static_cast<std::uint32_t>((std::uint64_t{1} << of_word) - 1);
     freed[at] = out & ~freed[at];
-    kept += static_cast<std::size_t>(std::popcount(freed[at]));
+    if (freed[at] != 0) kept += static_cast<std::size_t>(std::popcount(freed[at]));
   }
   return kept;
 }

@@ -87,8 +87,6 @@ std::size_t kernel_lease::count() const noexcept { return loan_ == nullptr ? 0 :
 bool kernel_lease::give_back(stream_handle stream) noexcept { return loan_ != nullptr && loan_->give_back(stream); }
 bool kernel_lease::collect() noexcept { return loan_ != nullptr && loan_->collect(); }
 bool kernel_lease::wait() noexcept { return loan_ != nullptr && loan_->wait(); }
-kernel_account kernel_lease::account() const noexcept {
-  return loan_ == nullptr ? kernel_account{} : loan_->account;
-}
+kernel_account kernel_lease::account() const noexcept { return loan_ == nullptr ? kernel_account{} : loan_->account; }
 
 }  // namespace orderly

@@ -22,12 +22,18 @@
 ///   ing
 ///   live    deallocate, no home                 owned   any thread, by CAS               relaxed   - (stays with it)
 ///   owned   a trimmed block is given back       split   the owner                        relaxed   its pieces' publish
+///   live    divided, no home                    owned   any thread, by CAS               relaxed   - (stays with it)
+///   live    divided, a home                     owned   a thread that revoked the home   relaxed   - (stays with it)
+///   none    live part of a divided block        live    the block's owner                release   find, the user's own
+///                                                                                                  hand-over
+///   owned   divided                             split   the owner                        release   walks
 ///
 /// Home. A block that a front handed out names that front in its word, and only its home moves the word from then on, except
 /// for one step: another thread that frees the block marks it as returning, by CAS, and sends it home in a parcel. So the
 /// free of a block at home is a look and a store, without a locked instruction, and is checked all the same:
 ///   - Only the home stores, inside a stay (front.hpp), so its own steps never overlap; but for the step that makes it the
-///     home, while the block is in hand and has none. Others change nothing but live(home) to returning(home).
+///     home, while the block is in hand and has none. Others change nothing but live(home) to returning(home), and, with
+///     the home revoked, live(home) to owned.
 ///   - A block goes back into circulation only by a step of its home: the free at home, or the arrival of a parcel while
 ///     the word says returning(home), which the arrival ends. So no block is ever in circulation twice.
 ///   - Of two frees of one block in any order that the program can tell, the second sees the first and is refused. If a

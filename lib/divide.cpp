@@ -1,9 +1,9 @@
 /// \file
-/// Division: one live block becomes live blocks of its own, and free memory. What a kernel was lent and handed out piece
-/// by piece comes back to the pool in this way.
+/// Division: one live block becomes live blocks of its own, and free memory. What a kernel was lent and handed out
+/// piece by piece comes back to the pool in this way.
 ///
-/// Order of the words. Observers find a block by the first word, from the smallest node upwards, that is neither none nor
-/// split; walks go down from the root. So, with the node owned from the start:
+/// Order of the words. Observers find a block by the first word, from the smallest node upwards, that is neither none
+/// nor split; walks go down from the root. So, with the node owned from the start:
 ///   1  the words in between: split, and the free pieces: owned   both ways lead to the node, or to an owned piece
 ///   2  the live parts, release                                   a part is there, with all above it in place
 ///   3  the node: split, release                                  walks see what searches see
@@ -11,8 +11,8 @@
 ///   2 release -> acquire in block_store::find, or the program's own hand-over: whoever frees a part, even before the
 ///   division is over, sees the split words above it, and finds no free buddy that is not given yet.
 /// Linearization   the live block ceases to be with live -> owned, a part is born with its word.
-/// Progress        lock-free but for a block that a front handed out (take_from_home), a record of other streams, and an
-///                 event: these take mutexes.
+/// Progress        lock-free but for a block that a front handed out (take_from_home), a record of other streams, and
+///                 an event: these take mutexes.
 #include <bit>
 #include <cstdio>
 #include <new>
@@ -45,7 +45,7 @@ struct pool::state::division {
 
   block_store::found block{};
   unsigned part_order = 0;
-  std::uint64_t requested = 0;     ///< of the whole block
+  std::uint64_t requested = 0;       ///< of the whole block
   std::vector<lane*> other_lanes{};  ///< that it is recorded for
 
   [[nodiscard]] unsigned levels() const noexcept { return block.n.order - part_order; }
@@ -98,7 +98,8 @@ error pool::state::plan_division(division& of, std::string* why) const noexcept 
   if (of.levels() > 31 || of.words.size() != part_map::words_of(parts) || !of.live().valid()) {
     return refuse(error::invalid_argument, [&] {
       return "there are " + number(parts) + " parts, and " + number(of.words.size() * part_map::word_bits) +
-             " bits to say which are live; give whole words of 32 for at most 2^31 parts, with no bit set past the last";
+             " bits to say which are live; give whole words of 32 for at most 2^31 parts, with no bit set past the "
+             "last";
     });
   }
   return error::none;
@@ -112,7 +113,8 @@ bool pool::state::take_live(const block_store::found& block) noexcept {
   return store_.word(block.n).compare_exchange_strong(expected, block_word::owned().bits(), relaxed, relaxed);
 }
 
-/// Notes for each part and piece which streams must be done with it. False: too many, or no memory; nothing has happened.
+/// Notes for each part and piece which streams must be done with it. False: too many, or no memory; nothing has
+/// happened.
 bool pool::state::record_parts(const division& of) noexcept {
   const std::uint64_t first = shape().granule(of.block.n);
   const part_map live = of.live();
@@ -165,10 +167,10 @@ void pool::state::part(const division& of) noexcept {
   const std::uint64_t count = live.count_live();
   const auto requested = static_cast<std::int64_t>(count * of.part_bytes) - static_cast<std::int64_t>(of.requested);
   raise_peak_requested(published_requested_.fetch_add(requested, relaxed) + requested);  // a figure
-  allocations_.fetch_add(count - 1, relaxed);  // a figure: the parts are in the block's place
+  allocations_.fetch_add(count - 1, relaxed);      // a figure: the parts are in the block's place
   store_.divide(of.block.n, of.part_order, live);  // 1
   const std::uint64_t word = block_word::live(whole, 0, 0).bits();
-  live.each_live([&](std::uint32_t part) { store_.word(of.node_at(part, 0)).store(word, release); });  // 2
+  live.each_live([&](std::uint32_t part) { store_.word(of.node_at(part, 0)).store(word, release); });    // 2
   store_.word(of.block.n).store(block_word::split().bits(), release);                                    // 3
   live.each_free([&](std::uint32_t part, unsigned order) { give_piece(of, of.node_at(part, order)); });  // 4
 }
@@ -180,7 +182,11 @@ error pool::state::divide(void* pointer, std::size_t part_bytes, std::span<const
     if (const error code = plan_division(of, why); code != error::none) return code;
     const part_map parts = of.live();
     const bool frees_all = parts.next_live(0) == parts.parts();
-    if (frees_all && in != nullptr) return deallocate_slow(pointer, 0, nullptr, in);
+    if (frees_all && in != nullptr) {
+      const error code = deallocate_slow(pointer, 0, nullptr, in);
+      if (code != error::none) continue;  // changed since: the plan says why
+      return code;
+    }
     if (parts.parts() == 1 && !frees_all) return error::none;  // it is a block of its own already
     if (!take_live(of.block)) continue;                        // changed since: look again
     const auto give_up = [&](const char* reason, error code = error::out_of_memory) {
@@ -214,8 +220,9 @@ error pool::state::divide(void* pointer, std::size_t part_bytes, std::span<const
     }
     if (!of.other_lanes.empty()) {
       if (!record_parts(of))
-        return give_up("orderly: a block that several streams use divides into 65536 blocks at most, and takes memory to "
-                       "note them; synchronize the streams instead of recording them");
+        return give_up(
+            "orderly: a block that several streams use divides into 65536 blocks at most, and takes memory to "
+            "note them; synchronize the streams instead of recording them");
     } else if (in != nullptr && !add_barrier(*in)) {
       return give_up("orderly: no event can be recorded in the stream, which captures perhaps; divide the block later");
     }

@@ -1,5 +1,6 @@
 /// \file
-/// Which parts of a divided block stay live: a bit for each, folded by word operations. Bit i % 32 of word i / 32 is part i.
+/// Which parts of a divided block stay live: a bit for each, folded by word operations. Bit i % 32 of word i / 32 is
+/// part i.
 #pragma once
 
 #include <algorithm>
@@ -33,14 +34,15 @@ class part_map {
 
   [[nodiscard]] std::uint32_t count_live() const noexcept {
     std::uint32_t sum = 0;
-    for (const std::uint32_t word : words_) sum += static_cast<std::uint32_t>(std::popcount(word));
+    for (std::size_t at = other_word<0>(0); at != words_.size(); at = other_word<0>(at + 1))
+      sum += static_cast<std::uint32_t>(std::popcount(words_[at]));
     return sum;
   }
 
   /// Calls visit(part) for each live part, in order.
   template <class Visit>
   void each_live(Visit visit) const {
-    for (std::size_t at = 0; at < words_.size(); ++at)
+    for (std::size_t at = other_word<0>(0); at != words_.size(); at = other_word<0>(at + 1))
       for (std::uint32_t rest = words_[at]; rest != 0; rest &= rest - 1)
         visit(static_cast<std::uint32_t>(at * word_bits) + static_cast<std::uint32_t>(std::countr_zero(rest)));
   }
@@ -61,14 +63,29 @@ class part_map {
   }
 
  private:
+  /// The first word from `at` on that differs from `skipped`; the number of words if there is none.
+  template <std::uint32_t skipped>
+  [[nodiscard]] std::size_t other_word(std::size_t at) const noexcept {
+    constexpr std::size_t stride = 16;  // long runs are the rule
+    while (words_.size() - at >= stride) {
+      std::uint32_t difference = 0;
+      for (std::size_t i = 0; i < stride; ++i) difference |= words_[at + i] ^ skipped;
+      if (difference != 0) break;
+      at += stride;
+    }
+    while (at != words_.size() && words_[at] == skipped) ++at;
+    return at;
+  }
+
   /// The first bit from `from` on in which the words differ from `skipped`.
   template <std::uint32_t skipped>
   [[nodiscard]] std::uint32_t next(std::uint32_t from) const noexcept {
     if (from >= parts_) return parts_;
     std::size_t at = from / word_bits;
     std::uint32_t rest = (words_[at] ^ skipped) & ~std::uint32_t{0} << from % word_bits;
-    while (rest == 0) {
-      if (++at == words_.size()) return parts_;
+    if (rest == 0) {
+      at = other_word<skipped>(at + 1);
+      if (at == words_.size()) return parts_;
       rest = words_[at] ^ skipped;
     }
     const auto found = static_cast<std::uint32_t>(at * word_bits) + static_cast<std::uint32_t>(std::countr_zero(rest));

@@ -242,6 +242,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] bool may_serve(const request& wanted) noexcept;
   [[nodiscard]] bool hold_recorded(detail::lane* in, detail::node n, unsigned sixteenths) noexcept;
   [[nodiscard]] bool add_barrier(detail::lane& in) noexcept;
+  std::size_t trim_settled(std::size_t bytes) noexcept;            ///< Pre: pass
 
   // Division; see divide.cpp.
   struct division;
@@ -252,7 +253,6 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   void give_piece(const division& of, detail::node n) noexcept;
   void free_whole(const division& of) noexcept;
   void part(const division& of) noexcept;
-  std::size_t trim_settled(std::size_t bytes) noexcept;            ///< Pre: pass
 
   [[nodiscard]] detail::front* this_front(detail::lane* in) noexcept;
   [[nodiscard]] detail::front* attach(detail::lane* in) noexcept;

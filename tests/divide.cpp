@@ -59,7 +59,8 @@ struct bench {
       : device(schedule), buffer(flat ? new (std::align_val_t{4096}) std::byte[capacity] : nullptr) {
     settings.memory.capacity = capacity;
     settings.memory.on_bad_free = on_bad_free::count;
-    pool.emplace(flat ? make_fixed_buffer_source(buffer.get(), capacity) : make_host_source(), device.driver(), settings);
+    pool.emplace(flat ? make_fixed_buffer_source(buffer.get(), capacity) : make_host_source(), device.driver(),
+                 settings);
     for (int i = 0; i < 4; ++i) stream.emplace_back(device);
   }
   [[nodiscard]] stream_handle operator[](std::size_t i) const { return stream[i].handle(); }
@@ -144,7 +145,8 @@ TEST_CASE("word by word: parts and pieces tile the node, no two buddies are free
       const auto part = [&](std::uint32_t index, unsigned up) {
         return node{((n->index << (order - part_order)) + index) >> up, static_cast<std::uint8_t>(part_order + up)};
       };
-      live.each_live([&](std::uint32_t i) { store.word(part(i, 0)).store(live_bits(whole), std::memory_order_relaxed); });
+      const std::uint64_t alive_bits = live_bits(whole);
+      live.each_live([&](std::uint32_t i) { store.word(part(i, 0)).store(alive_bits, std::memory_order_relaxed); });
       store.word(*n).store(block_word::split().bits(), std::memory_order_relaxed);
       live.each_free([&](std::uint32_t i, unsigned up) { store.give(part(i, up), whole); });
       findings found;
@@ -213,8 +215,10 @@ TEST_CASE("each live part is a block that anybody frees; the rest is free, and n
         for (std::size_t i = 0; i < parts; ++i)
           if (is_set(live, i)) left.push_back(i);
         std::shuffle(left.begin(), left.end(), random);
-        for (const std::size_t i : left)
-          wrong += b.pool->try_deallocate(at(block, i * part_bytes), part_bytes, b[uniform(random, 0, 3)]) != error::none;
+        for (const std::size_t i : left) {
+          const stream_handle in = b[uniform(random, 0, 3)];
+          wrong += b.pool->try_deallocate(at(block, i * part_bytes), part_bytes, in) != error::none;
+        }
         for (const std::size_t i : left)
           wrong += b.pool->try_deallocate(at(block, i * part_bytes), part_bytes, b[0]) == error::none;
         CHECK(wrong == 0);
@@ -303,7 +307,9 @@ TEST_CASE("what a division frees is another stream's behind one event; what is s
     for (std::size_t i = 0; i < 1024; i += 256) set(live, i);
     std::atomic<int> step = 0;
     b.stream[0].enqueue([&] { step = 1; });  // runs when somebody waits for it
-    CHECK((settled ? b.pool->divide_settled(block, 4096, live) : b.pool->divide(block, 4096, live, b[0])) == error::none);
+    const error code =
+        settled ? b.pool->divide_settled(block, 4096, live) : b.pool->divide(block, 4096, live, b[0]);
+    CHECK(code == error::none);
     std::vector<void*> taken;
     for (int i = 0; i < 4; ++i) taken.push_back(b.pool->try_allocate(512 * kib, b[1]));
     for (void* const each : taken) CHECK(each != nullptr);

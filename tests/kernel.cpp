@@ -164,13 +164,15 @@ TEST_CASE("lanes of a warp that allocate from several leases at once, and free, 
       void* const mine = round % 2 == 0 ? shared[self] : shared[self / 2 * 2];
       const lease& to = small.view.holds(mine) ? small.view : large.view;
       freed += give(to, mine, warp_lane(warp, lane));
-      freed += round % 2 != 0 && give(small.view.holds(shared[self]) ? small.view : large.view, shared[self], lone_lane{});
+      freed +=
+          round % 2 != 0 && give(small.view.holds(shared[self]) ? small.view : large.view, shared[self], lone_lane{});
       warp.exchange(~0U, lane, 0);
     }
   });
   std::vector<void*> all;
   for (const auto& each : got) all.insert(all.end(), each.begin(), each.end());
-  const std::size_t handed_out = std::min<std::uint64_t>(small.tickets, 500) + std::min<std::uint64_t>(large.tickets, 700);
+  const std::size_t handed_out =
+      std::min<std::uint64_t>(small.tickets, 500) + std::min<std::uint64_t>(large.tickets, 700);
   CHECK(small.tickets + large.tickets == 32 * rounds);
   CHECK(all.size() - static_cast<std::size_t>(std::ranges::count(all, nullptr)) == handed_out);
   CHECK(distinct(all));
@@ -230,7 +232,9 @@ TEST_CASE("a ring hands out what was freed before it was turned, each item to on
   }
 }
 
-TEST_CASE("items that a ring has not handed out yet are refused; pointers between its runs go to the host, while there is room") {
+TEST_CASE(
+    "items that a ring has not handed out yet are refused; pointers between its runs go to the host, while there is "
+    "room") {
   random_engine random = make_random(1);
   host_ring tested(1000, 10, random);
   const auto item = [&](std::uint32_t i) { return pointer(orderly::cuda::detail::address_of(tested.view, i)); };

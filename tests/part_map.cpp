@@ -74,7 +74,8 @@ TEST_CASE("runs of random bits, of every density and length") {
       const std::size_t density = uniform(random, 0, 4);
       for (std::size_t at = 0; at < live.size();) {  // runs of their own
         const bool set = uniform(random, 0, 3) < density;
-        for (std::size_t left = log_uniform(random, 1, live.size()); left != 0 && at < live.size(); --left) live[at++] = set;
+        std::size_t left = log_uniform(random, 1, live.size());
+        for (; left != 0 && at < live.size(); --left) live[at++] = set;
       }
       check_map(live, levels);
     }

@@ -9,8 +9,8 @@
 //     refill        of a ring: the round with the host, each block allocated and freed in the pool
 //   cold: the first use of the size in the process, the loading of the kernels included. warm: the median of many.
 //   Counters: items are allocations or frees, both in a round; times_malloc: how many times malloc takes as long for as
-//   much; wrong: threads whose memory was not theirs alone (null counts). Where a kernel of malloc would take minutes it
-//   is measured with fewer threads: threads.
+//   much; wrong: threads whose memory was not theirs alone (null counts). Where a kernel of malloc would take minutes
+//   it is measured with fewer threads: threads.
 #include <benchmark/benchmark.h>
 #include <cuda_runtime_api.h>
 
@@ -267,18 +267,22 @@ void add(const char* allocator, const char* name, double sample::*of, double ite
       const std::string title =
           std::string(allocator) + '/' + name + (warm ? "/warm/" : "/cold/") + std::to_string(bytes);
       const std::string from = std::string_view(name) == "refill" ? "refill" : allocator;
-      benchmark::RegisterBenchmark(title.c_str(), [=](benchmark::State& state) {
-        const series& own = measured(from, bytes);
-        const double time = warm ? own.median(of) : own.cold.*of;
-        for (auto _ : state) state.SetIterationTime(time);
-        state.SetItemsProcessed(static_cast<std::int64_t>(items * own.threads));
-        state.counters["threads"] = own.threads;
-        state.counters["wrong"] = own.wrong;
-        if (from == "malloc") return;
-        const series& peer = measured("malloc", bytes);
-        const double theirs = (warm ? peer.median(of) : peer.cold.*of) / peer.threads;
-        state.counters["times_malloc"] = theirs / (time / own.threads);
-      })->UseManualTime()->Iterations(1)->Unit(benchmark::kMicrosecond);
+      benchmark::RegisterBenchmark(title.c_str(),
+                                   [=](benchmark::State& state) {
+                                     const series& own = measured(from, bytes);
+                                     const double time = warm ? own.median(of) : own.cold.*of;
+                                     for (auto _ : state) state.SetIterationTime(time);
+                                     state.SetItemsProcessed(static_cast<std::int64_t>(items * own.threads));
+                                     state.counters["threads"] = own.threads;
+                                     state.counters["wrong"] = own.wrong;
+                                     if (from == "malloc") return;
+                                     const series& peer = measured("malloc", bytes);
+                                     const double theirs = (warm ? peer.median(of) : peer.cold.*of) / peer.threads;
+                                     state.counters["times_malloc"] = theirs / (time / own.threads);
+                                   })
+          ->UseManualTime()
+          ->Iterations(1)
+          ->Unit(benchmark::kMicrosecond);
     }
   }
 }

@@ -1,6 +1,6 @@
 /// \file
-/// Memory for kernels, from the host's side: hands blocks of a stream_pool to kernels and takes back what they did not use
-/// or freed, both in stream order. Part of the library orderly_cuda; the kernels' side is orderly/cuda/kernel.hpp.
+/// Memory for kernels, from the host's side: hands blocks of a stream_pool to kernels and takes back what they did not
+/// use or freed, both in stream order. Part of the library orderly_cuda; the kernels' side is orderly/cuda/kernel.hpp.
 ///
 ///   kernel_handoff by(pool, device);                      // one for a pool
 ///   kernel_lease lease(by, 64, 1 << 20, stream);          // a million items of 64 bytes
@@ -10,17 +10,17 @@
 ///   lease.collect();                                      // once the stream has passed: the pool has its memory again
 ///
 /// What a kernel allocated and no kernel freed stays live: each such item is from then on a block of the pool of
-/// item_bytes() bytes, which the host or a later kernel frees. The rest goes back to the pool, of a lease in the largest
-/// blocks that there are.
+/// item_bytes() bytes, which the host or a later kernel frees. The rest goes back to the pool, of a lease in the
+/// largest blocks that there are.
 ///
 /// Calls of CUDA: a lease costs 3 to make, 6 to give back and 3 to look whether the stream has passed; of the 12, one
 /// memset, one copy and one event enter the stream. A ring costs 2 more to make; a turn costs 3.
 ///
-/// Streams: a handle as everywhere in orderly (cuda.hpp). Kernels in other streams than the one that a lease or a ring was
-/// made for come after its making, and before its return, by events of the program. None may capture meanwhile.
+/// Streams: a handle as everywhere in orderly (cuda.hpp). Kernels in other streams than the one that a lease or a ring
+/// was made for come after its making, and before its return, by events of the program. None may capture meanwhile.
 ///
-/// Thread safety: a kernel_handoff is used by any threads at once, a lease or a ring by one at a time. No function waits
-/// for a device, but for wait() and the handoff's destructor.
+/// Thread safety: a kernel_handoff is used by any threads at once, a lease or a ring by one at a time. No function
+/// waits for a device, but for wait() and the handoff's destructor.
 #pragma once
 
 #include <cstddef>
@@ -32,12 +32,12 @@
 
 namespace orderly {
 
-/// What all leases and rings of a pool share: page-locked memory for what comes back, and the care for those whose owners
-/// are gone. It outlives them, and the pool outlives it.
+/// What all leases and rings of a pool share: page-locked memory for what comes back, and the care for those whose
+/// owners are gone. It outlives them, and the pool outlives it.
 class ORDERLY_API kernel_handoff {
  public:
-  /// `pool`: of memory that the device reaches. `staging_bytes`: of page-locked memory; a lease holds a bit for each item
-  /// there until it is collected, a ring that and more.
+  /// `pool`: of memory that the device reaches. `staging_bytes`: of page-locked memory; a lease holds a bit for each
+  /// item there until it is collected, a ring that and more.
   /// Throws std::invalid_argument (CUDA or the device is missing), out_of_memory (no page-locked memory).
   kernel_handoff(stream_pool& pool, int device, std::size_t staging_bytes = std::size_t{32} << 20);
   kernel_handoff(const kernel_handoff&) = delete;
@@ -83,8 +83,8 @@ class ORDERLY_API kernel_lease {
   [[nodiscard]] std::size_t item_bytes() const noexcept;
   [[nodiscard]] std::size_t count() const noexcept;
 
-  /// Work that is in `stream` now may still use the lease; work that comes later may not, but for the items that it keeps.
-  /// False: not possible now, since the stream captures or the device has failed; nothing has happened.
+  /// Work that is in `stream` now may still use the lease; work that comes later may not, but for the items that it
+  /// keeps. False: not possible now, since the stream captures or the device has failed; nothing has happened.
   bool give_back(stream_handle stream) noexcept;
 
   /// Takes back what has come home. True: done, now or before. False: not given back, or not there yet.
@@ -110,7 +110,8 @@ class ORDERLY_API kernel_ring {
   /// Takes `count` blocks of `item_bytes` from the pool, one by one. `item_bytes` is rounded up to a power of two.
   /// `room`: for how many blocks that are not the ring's own kernels may free into it.
   /// Throws as a lease.
-  kernel_ring(kernel_handoff& by, std::size_t item_bytes, std::size_t count, stream_handle stream, std::size_t room = 0);
+  kernel_ring(kernel_handoff& by, std::size_t item_bytes, std::size_t count, stream_handle stream,
+              std::size_t room = 0);
   kernel_ring(kernel_ring&& other) noexcept;
   kernel_ring& operator=(kernel_ring&& other) noexcept;
   ~kernel_ring();

@@ -37,9 +37,7 @@ class pointers {
 
   [[nodiscard]] void** get() const { return at_; }
   void*& operator[](std::size_t i) const { return at_[i]; }
-  [[nodiscard]] std::size_t nulls() const {
-    return static_cast<std::size_t>(std::count(at_, at_ + count_, nullptr));
-  }
+  [[nodiscard]] std::size_t nulls() const { return static_cast<std::size_t>(std::count(at_, at_ + count_, nullptr)); }
   /// In order, without nulls.
   [[nodiscard]] std::vector<std::uintptr_t> sorted() const {
     std::vector<std::uintptr_t> all;
@@ -158,7 +156,8 @@ TEST_CASE("a dry lease answers null, to exactly those that come too late") {
   b.check_idle();
 }
 
-TEST_CASE("of two frees of an item one is refused; so are pointers that are no item's start, and items not handed out") {
+TEST_CASE(
+    "of two frees of an item one is refused; so are pointers that are no item's start, and items not handed out") {
   bench b(64 * mib);
   constexpr unsigned threads = 1U << 16;
   const pointers got(threads);
@@ -170,8 +169,8 @@ TEST_CASE("of two frees of an item one is refused; so are pointers that are no i
   const auto at = [&](std::uintptr_t offset) { return reinterpret_cast<void*>(base + offset); };
   for (unsigned t = 0; t < threads; ++t) {
     const std::uintptr_t own = reinterpret_cast<std::uintptr_t>(got[t]) - base;
-    const std::uintptr_t wrong[] = {own + 16, 256 * (threads + t % threads), 0 - std::uintptr_t{256},
-                                    512UL * threads, own + 255};
+    const std::uintptr_t wrong[] = {own + 16, 256 * (threads + t % threads), 0 - std::uintptr_t{256}, 512UL * threads,
+                                    own + 255};
     bad[t] = t % 6 == 5 ? nullptr : at(wrong[t % 6]);
   }
   ORDERLY_CUDA(free_items(lease.view(), bad.get(), 1, threads, b.words.at(0), b.stream.get()));
@@ -417,7 +416,7 @@ TEST_CASE("the calls of CUDA that a lease costs") {
 
 TEST_CASE("what cannot be lent is refused with the reason, and changes nothing") {
   bench b(16 * mib);
-  CHECK_THROWS_AS(kernel_lease(b.by, 16, 1024, b.stream.get()), std::invalid_argument);       // below the granule
+  CHECK_THROWS_AS(kernel_lease(b.by, 16, 1024, b.stream.get()), std::invalid_argument);  // below the granule
   CHECK_THROWS_AS(kernel_lease(b.by, 256, 0, b.stream.get()), std::invalid_argument);
   CHECK_THROWS_AS(kernel_lease(b.by, 256, 1U << 20, b.stream.get()), std::invalid_argument);  // above the pool
   CHECK_THROWS_AS(kernel_ring(b.by, 256, 1U << 20, b.stream.get()), out_of_memory);

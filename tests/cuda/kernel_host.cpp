@@ -1,6 +1,6 @@
 // Leases and rings from making to return, without a device: a stand-in for the CUDA runtime runs copies and kernels in
-// software streams, and a kernel is the device code's algorithm, run by threads of the host. Copies and kernels are plain
-// accesses, so that ThreadSanitizer reports an order that is missing.
+// software streams, and a kernel is the device code's algorithm, run by threads of the host. Copies and kernels are
+// plain accesses, so that ThreadSanitizer reports an order that is missing.
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <doctest/doctest.h>
@@ -83,7 +83,8 @@ cudaError_t free_block(const char* function, void* address) {
 }
 
 cudaError_t enqueue(const char* function, cudaStream_t stream, std::function<void()> work) {
-  const cudaError_t result = runtime->answer(function, runtime->streams.contains(stream) ? cudaSuccess : cudaErrorInvalidValue);
+  const cudaError_t result =
+      runtime->answer(function, runtime->streams.contains(stream) ? cudaSuccess : cudaErrorInvalidValue);
   if (result == cudaSuccess) runtime->streams.at(stream)->enqueue(std::move(work));
   return result;
 }
@@ -116,7 +117,9 @@ cudaError_t cudaGetDriverEntryPoint(const char*, void**, unsigned long long, cud
   return cudaSuccess;
 }
 cudaError_t cudaMalloc(void** address, std::size_t bytes) { return allocate("cudaMalloc", address, bytes); }
-cudaError_t cudaHostAlloc(void** address, std::size_t bytes, unsigned) { return allocate("cudaHostAlloc", address, bytes); }
+cudaError_t cudaHostAlloc(void** address, std::size_t bytes, unsigned) {
+  return allocate("cudaHostAlloc", address, bytes);
+}
 cudaError_t cudaMallocManaged(void** address, std::size_t bytes, unsigned) {
   return allocate("cudaMallocManaged", address, bytes);
 }
@@ -271,7 +274,8 @@ template <class Kind>
 void free_items(bench& b, std::size_t in, const Kind& to, const items& got, std::size_t step, std::size_t& freed) {
   b.launch(in, 1, [to, &got, step, &freed](std::size_t, lone_lane lanes) {
     for (std::size_t i = 0; i < got.size(); i += step)
-      if (got[i] != nullptr && *static_cast<std::uint64_t*>(got[i]) == i) freed += cuda::detail::give(to, got[i], lanes);
+      if (got[i] != nullptr && *static_cast<std::uint64_t*>(got[i]) == i)
+        freed += cuda::detail::give(to, got[i], lanes);
   });
 }
 
@@ -599,8 +603,10 @@ TEST_CASE("leases and rings at random, against a ledger: no two have an item, an
       }
       std::shuffle(live.begin(), live.end(), random);
       while (live.size() > 500) {
-        REQUIRE(*static_cast<std::uint64_t*>(live.back().address) == reinterpret_cast<std::uintptr_t>(live.back().address));
-        REQUIRE(b.pool->try_deallocate(live.back().address, live.back().bytes, b[uniform(random, 0, 2)]) == error::none);
+        REQUIRE(*static_cast<std::uint64_t*>(live.back().address) ==
+                reinterpret_cast<std::uintptr_t>(live.back().address));
+        REQUIRE(b.pool->try_deallocate(live.back().address, live.back().bytes, b[uniform(random, 0, 2)]) ==
+                error::none);
         live.pop_back();
       }
     }

@@ -34,7 +34,9 @@ struct lone_lane : host_words {
     static unsigned size() { return 1; }
     static bool leads() { return true; }
     template <class T>
-    static T from_leader(T value) { return value; }
+    static T from_leader(T value) {
+      return value;
+    }
     static std::uint32_t merged(std::uint32_t bits) { return bits; }
     static unsigned count(bool flag) { return flag ? 1 : 0; }
     static unsigned ones(std::uint32_t bits) { return static_cast<unsigned>(std::popcount(bits)); }
@@ -78,8 +80,8 @@ class host_warp {
   std::map<std::uint32_t, meeting> meetings_;
 };
 
-/// One lane for one call, which all 32 lanes make at once, with pointers that lead to the same first meeting. At that they
-/// make teams; later in the call each lane is alone, as lanes may be.
+/// One lane for one call, which all 32 lanes make at once, with pointers that lead to the same first meeting. At that
+/// they make teams; later in the call each lane is alone, as lanes may be.
 class warp_lane : public host_words {
  public:
   warp_lane(host_warp& of, unsigned own) : warp_(of), own_(own) {}

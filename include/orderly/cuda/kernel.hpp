@@ -1,23 +1,25 @@
 /// \file
-/// Memory inside kernels: the one header for device code. C++17; a lease, a ring or a set of them is a plain struct that a
-/// kernel takes by value. The host makes them: orderly/cuda_kernel.hpp.
+/// Memory inside kernels: the one header for device code. C++17; a lease, a ring or a set of them is a plain struct
+/// that a kernel takes by value. The host makes them: orderly/cuda_kernel.hpp.
 ///
-///   lease   One large block, cut into items of one size. An allocation is a ticket: a fetch-add on one counter, one for
-///           all lanes of a warp that allocate together. A free sets the item's bit, once. What was freed is not handed
-///           out again within the lease; it goes back to the pool when the lease does.
+///   lease   One large block, cut into items of one size. An allocation is a ticket: a fetch-add on one counter, one
+///           for all lanes of a warp that allocate together. A free sets the item's bit, once. What was freed is not
+///           handed out again within the lease; it goes back to the pool when the lease does.
 ///   ring    Items of one size that lie anywhere. An allocation is a ticket below the end that was fixed before the
-///           kernel; a free puts the item behind that end, for kernels that come after kernel_ring::turn(). Blocks of the
-///           pool that are not the ring's own can be freed into it too; the host checks them.
+///           kernel; a free puts the item behind that end, for kernels that come after kernel_ring::turn(). Blocks of
+///           the pool that are not the ring's own can be freed into it too; the host checks them.
 ///   set     Several of either, for several sizes in one kernel.
 ///
 /// A dry lease or ring answers null, at once; nothing here waits for another thread or for the host. A bad free answers
 /// false and changes nothing.
 ///
-/// Ordering   Items carry no order within a kernel: whoever hands one from thread to thread does it with an order of its
-///            own. Between kernels the stream's order does. So all atomics are relaxed; their scope is the device, since
-///            the host looks only after an event.
-/// Wrap       Counters have 64 bits. Dry attempts go on counting in a lease: at 4 x 10^10 a second it wraps after 14 years.
-/// Threads    All functions may be called by any threads of any blocks, in divergent code too. Needs compute capability 7.0.
+/// Ordering   Items carry no order within a kernel: whoever hands one from thread to thread does it with an order of
+///            its own. Between kernels the stream's order does. So all atomics are relaxed; their scope is the device,
+///            since the host looks only after an event.
+/// Wrap       Counters have 64 bits. Dry attempts go on counting in a lease: at 4 x 10^10 a second it wraps after 14
+///            years.
+/// Threads    All functions may be called by any threads of any blocks, in divergent code too. Needs compute
+///            capability 7.0.
 #pragma once
 
 #include <cstddef>
@@ -76,19 +78,19 @@ struct ring_state {
 };
 
 /// Items of one size, in runs of neighbours. Ticket t takes item t, if it is the first time round, else what place
-/// t % places has. A kernel takes tickets in [taken, end) and puts in at most as many as there are items, from `end` on;
-/// there are at least twice as many places as items. So no kernel writes a place that it reads.
+/// t % places has. A kernel takes tickets in [taken, end) and puts in at most as many as there are items, from `end`
+/// on; there are at least twice as many places as items. So no kernel writes a place that it reads.
 struct ring {
   ring_state* state = nullptr;
-  const ring_run* runs = nullptr;    ///< in the order of their addresses
-  std::uint32_t* freed = nullptr;    ///< a bit for each item: it was freed and not handed out since
-  std::uint32_t* places = nullptr;   ///< numbers of items
-  void** returns = nullptr;          ///< blocks for the host
+  const ring_run* runs = nullptr;   ///< in the order of their addresses
+  std::uint32_t* freed = nullptr;   ///< a bit for each item: it was freed and not handed out since
+  std::uint32_t* places = nullptr;  ///< numbers of items
+  void** returns = nullptr;         ///< blocks for the host
   std::uint32_t place_mask = 0;
-  std::uint32_t room = 0;            ///< in `returns`
+  std::uint32_t room = 0;  ///< in `returns`
   std::uint32_t run_count = 0;
-  std::uint32_t count = 0;           ///< items
-  std::uint32_t shift = 0;           ///< log2 of an item's bytes
+  std::uint32_t count = 0;  ///< items
+  std::uint32_t shift = 0;  ///< log2 of an item's bytes
 
   [[nodiscard]] ORDERLY_DEVICE std::uint64_t item_bytes() const { return std::uint64_t{1} << shift; }
 
@@ -100,8 +102,8 @@ struct ring {
   [[nodiscard]] __device__ void* allocate() const;
 
   /// Frees an item of this ring. Any other pointer is passed to the host, which frees it as a block of the pool, or
-  /// reports it as a bad free. False: it points into an item, or at one that was not handed out or is freed already; or it
-  /// is none of the ring's, and there is no room for it.
+  /// reports it as a bad free. False: it points into an item, or at one that was not handed out or is freed already; or
+  /// it is none of the ring's, and there is no room for it.
   __device__ bool deallocate(void* pointer) const;
 #endif
 };
@@ -109,7 +111,7 @@ struct ring {
 /// Up to `most` leases, or rings, of several sizes, as one.
 template <class Kind, unsigned most = 4>
 struct set {
-  Kind of[most];       ///< the smallest items first
+  Kind of[most];  ///< the smallest items first
   unsigned count = 0;
 
   /// False: it is full.
@@ -122,8 +124,8 @@ struct set {
   }
 
 #if defined(__CUDACC__)
-  /// An item of at least `bytes`: of the smallest size that is not dry. Null: all that are large enough are dry, or none is
-  /// large enough.
+  /// An item of at least `bytes`: of the smallest size that is not dry. Null: all that are large enough are dry, or
+  /// none is large enough.
   [[nodiscard]] __device__ void* allocate(std::size_t bytes) const;
 
   /// Frees an item of any member. False: as the member says, or it is no member's.
@@ -171,7 +173,8 @@ struct place_in_ring {
   return at;
 }
 
-// What follows is written over the lanes that run it together: those of a warp here, and others in tests without a device.
+// What follows is written over the lanes that run it together: those of a warp here, and others in tests without a
+// device.
 //   lanes.alike(label)   the team of those lanes that are here now with the same label
 //   team.rank() size() leads()     of this lane; the first one leads
 //   team.from_leader(value)        the leader's value
@@ -182,8 +185,8 @@ struct place_in_ring {
 
 /// Sets an item's bit. True: it was this lane that set it. `known` false: the lane takes part, and sets nothing.
 template <class Lanes, class Team>
-[[nodiscard]] ORDERLY_DEVICE inline bool set_once(std::uint32_t* word, std::uint32_t bit, bool known, const Lanes& lanes,
-                                                  const Team& team) {
+[[nodiscard]] ORDERLY_DEVICE inline bool set_once(std::uint32_t* word, std::uint32_t bit, bool known,
+                                                  const Lanes& lanes, const Team& team) {
   const std::uint32_t mine = known ? bit : 0;
   const std::uint32_t all = team.merged(mine);
   std::uint32_t before = 0;
@@ -228,8 +231,8 @@ template <class Lanes>
   std::uint64_t first = 0;
   if (team.leads()) {
     first = lanes.add(&from.state->taken, team.size());  // tickets, as of a lease
-    // What goes past the end is taken back, so that `taken` is exact once the kernel is over. Nobody is misled meanwhile:
-    // `taken` gets past the end only when all tickets before it are given out, and is never below it again.
+    // What goes past the end is taken back, so that `taken` is exact once the kernel is over. Nobody is misled
+    // meanwhile: `taken` gets past the end only when all tickets before it are given out, and is never below it again.
     if (first + team.size() > end) {
       const std::uint64_t excess = first + team.size() - end;
       lanes.add(&from.state->taken, 0 - (excess < team.size() ? excess : team.size()));
@@ -267,7 +270,8 @@ template <class Lanes>
   const auto team = lanes.alike(reinterpret_cast<std::uintptr_t>(to.state));
   std::uint64_t first = 0;
   if (team.leads()) first = lanes.add(&to.state->put, team.size());  // tickets
-  to.places[(team.from_leader(first) + team.rank()) & to.place_mask] = at.item;  // this lane's alone; read after the kernel
+  to.places[(team.from_leader(first) + team.rank()) & to.place_mask] =
+      at.item;  // this lane's alone; read after the kernel
   return true;
 }
 
