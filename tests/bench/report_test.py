@@ -119,7 +119,7 @@ class Reports(unittest.TestCase):
         self.assertRegex(content, r'\| best-fit +\| +19 \(10\.0x\) \|')
         self.assertIn('orderly at v9', content)
         parsed = json.loads(document.read_text(encoding='utf-8'))
-        self.assertEqual(len(parsed['targets']), 20 + 29 + 26)
+        self.assertEqual(len(parsed['targets']), 20 + 29 + 25)
         self.assertEqual(len(parsed['replay']), 3)
 
     def test_names_of_stream_benchmarks(self):
