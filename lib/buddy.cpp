@@ -47,6 +47,11 @@ bool buddy::open(const geometry& shape, const chunk_table& chunks) noexcept {
     for (hints& of : free_[order]) of.links = std::exchange(link, link + nodes(order));
   }
   if (shape.flat) {
+    // The first blocks come out of splits through all orders: a page fault for each would cost more than the splits.
+    for (unsigned order = shape.group_order; order <= shape.root_order; ++order) {
+      touch_ahead(words_[order], sizeof(words_[order][0]));
+      for (const hints& of : free_[order]) touch_ahead(&of.links[0], sizeof(link_code));
+    }
     next_root_.store(1, relaxed);  // no other thread yet
     for (std::uint64_t granule = 0; granule < shape.tree_granules;) {
       const auto order = static_cast<unsigned>(std::bit_width(shape.tree_granules - granule) - 1);

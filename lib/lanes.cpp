@@ -22,6 +22,7 @@ namespace {
 lanes::lanes(std::shared_ptr<stream_driver> driver, const manner& how) : driver_(std::move(driver)), how_(how) {
   if (!driver_) throw std::invalid_argument("orderly::stream_pool: the driver is null");
   if (!table_.reserve(most_lanes)) throw std::bad_alloc();
+  touch_ahead(table_.data(), ready_lanes * sizeof(place));
 }
 
 lanes::~lanes() {

@@ -29,6 +29,8 @@ namespace orderly::detail {
 class lanes {
  public:
   static constexpr std::uint32_t most_lanes = 1024;
+  /// So many streams' records are in memory from the start: the first block of a stream should not wait for page faults.
+  static constexpr std::uint32_t ready_lanes = 8;
 
   struct manner {
     bool may_wait = false;  ///< stream_options::wait_before_refusing

@@ -91,6 +91,10 @@ pool::state::state(std::unique_ptr<memory_source> source, const options& setting
     throw out_of_memory(shape().capacity, 0, limit);
   for (std::uint64_t last_granule = 0; last_granule < front_granules_; ++last_granule)
     class_table_[last_granule] = static_cast<std::uint8_t>(class_of(last_granule + 1));
+  if (lanes_ != nullptr) {
+    touch_ahead(fronts_.data(), lanes::ready_lanes * sizeof(front));
+    touch_ahead(front_blocks_.data(), lanes::ready_lanes * blocks_per_front_ * sizeof(front_blocks_[0]));
+  }
   base_ = store_.memory().base();
   granule_shift_ = shape().granule_shift;
   hot_alignments_ = shape().granule_bytes();
