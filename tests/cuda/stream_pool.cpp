@@ -283,6 +283,52 @@ TEST_CASE("captures are noticed in safe mode and by a pool that watches, and sta
   }
 }
 
+TEST_CASE("each device has a pool of its own, whatever device is current") {
+  int devices = 0;
+  ORDERLY_CUDA(cudaGetDeviceCount(&devices));
+  if (devices < 2) {
+    MESSAGE("one device: not run");
+    return;
+  }
+  const untouched state;
+  std::vector<stream_pool> pools;
+  std::vector<cudaStream_t> streams;
+  for (int device = 0; device < devices; ++device) {
+    ORDERLY_CUDA(cudaSetDevice(device));
+    cudaStream_t stream = nullptr;
+    ORDERLY_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    streams.push_back(stream);
+    ORDERLY_CUDA(cudaSetDevice(0));  // from here on the current device is another one's mostly
+    stream_options settings;
+    settings.memory.on_bad_free = on_bad_free::count;
+    pools.emplace_back(make_cuda_device_source(device, 16 * mib), make_cuda_stream_driver(device), settings);
+  }
+  for (int device = 0; device < devices; ++device) {
+    CAPTURE(device);
+    const auto at = static_cast<std::size_t>(device);
+    stream_pool& pool = pools[at];
+    // Its own stream, its legacy stream and its per-thread stream, one after the other with all the memory.
+    const stream_handle kinds[] = {streams[at], cudaStreamLegacy, cudaStreamPerThread, streams[at]};
+    for (stream_handle const stream : kinds) {
+      void* const block = pool.try_allocate(16 * mib, stream);
+      REQUIRE(block != nullptr);
+      cudaPointerAttributes where{};
+      ORDERLY_CUDA(cudaPointerGetAttributes(&where, block));
+      CHECK(where.device == device);
+      ORDERLY_CUDA(cudaSetDevice(device));
+      ORDERLY_CUDA(cudaMemsetAsync(block, device, 16 * mib, static_cast<cudaStream_t>(stream)));
+      ORDERLY_CUDA(cudaSetDevice(0));
+      CHECK(pool.try_deallocate(block, 16 * mib, stream) == error::none);
+      stream_pool& other = pools[(at + 1) % pools.size()];
+      CHECK(other.try_deallocate(block, 16 * mib, streams[(at + 1) % pools.size()]) == error::wrong_pool);
+    }
+    CHECK(pool.release_stream(streams[at]));
+    CHECK(pool.synchronize());
+    CHECK(pool.stats().held == 0);
+  }
+  for (cudaStream_t const stream : streams) cudaStreamDestroy(stream);
+}
+
 TEST_CASE("default streams are streams like others") {
   const untouched state;
   stream_pool tested = make_pool(16 * mib);
