@@ -150,6 +150,18 @@ class depot {
     open_parcel(index, p);
     return p;
   }
+  /// The same, but the parcel stays the chain's first.
+  [[nodiscard]] parcel look(const chain& at) const noexcept {
+    parcel p;
+    if (at.first_ > last) copy(linked_index(at.first_), p);
+    return p;
+  }
+  /// Puts the first parcel of a chain into an inbox, which takes no magazine. Pre: there is one.
+  void forward(chain& from, free_list& inbox) noexcept {
+    const std::uint32_t index = linked_index(from.first_);
+    from.first_ = links_[index].load(relaxed);  // ours, as in receive()
+    inbox.push(links_.data(), index);
+  }
   /// One chain of two.
   void join(chain& to, chain& other) noexcept {
     while (other.first_ > last) {
@@ -173,13 +185,16 @@ class depot {
 
  private:
   void open_parcel(std::uint32_t index, parcel& p) noexcept {
+    copy(index, p);
+    empty_.push(links_.data(), index);
+  }
+  void copy(std::uint32_t index, parcel& p) const noexcept {
     const magazine& m = magazines_[index];
     p.of_class = m.of_class;
     p.count = m.count;
     p.note = m.note;
     std::copy_n(m.blocks.begin(), p.count, p.blocks.begin());
     std::copy_n(m.unused.begin(), p.count, p.unused.begin());
-    empty_.push(links_.data(), index);
   }
 
   struct magazine {

@@ -35,17 +35,18 @@ constexpr std::size_t direct = max_classes;
 // ------------------------------------------------------------------------------------------- frees, any thread
 
 /// Puts blocks where nothing covers them yet.
-void pool::state::hold(lane& in, std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint64_t bytes,
-                       const front* mine) noexcept {
+void pool::state::hold(lane& in, std::size_t of_class, std::span<const std::uint32_t> blocks,
+                       std::uint64_t bytes) noexcept {
   in.held.fetch_add(bytes, relaxed);       // a figure, and of bind(): it is above 0 while the lane has blocks
   in.open_bytes.fetch_add(bytes, relaxed);  // a figure
   while (!blocks.empty()) {
     const auto part = blocks.first(std::min(blocks.size(), max_magazine_blocks));
     while (!depot_.send(in.open, of_class, part, nullptr)) {  // a million magazines are in use
-      std::unique_lock<std::mutex> lock;
-      if (mine != nullptr) lock = std::unique_lock(pass_mutex_, std::try_to_lock);  // a pass itself has none
-      if (lock)
-        settle_all(true);  // gives some back
+      std::unique_lock<pass_mutex> lock;
+      const bool in_pass = pass_mutex_.is_mine();
+      if (!in_pass) lock = std::unique_lock(pass_mutex_, std::try_to_lock);
+      if (in_pass || lock)
+        settle_all(true);  // gives some back; a pass that is at a lane's batches itself takes none, so it never comes here
       else
         std::this_thread::yield();
     }
@@ -93,7 +94,7 @@ void pool::state::give_direct(front* mine, lane* in, node n, unsigned sixteenths
     }
     same.count.fetch_sub(1, relaxed);
   }
-  hold(*in, direct, entry, length, mine);
+  hold(*in, direct, entry, length);
 }
 
 /// Is a block of the order wanted as long as a new one would be?
@@ -200,8 +201,22 @@ bool pool::state::seal(lane& of) noexcept {
 void pool::state::release_held(lane& from, depot::chain& blocks) noexcept {
   std::uint64_t bytes = 0;
   for (;;) {
-    const depot::parcel p = depot_.receive(blocks);
+    const depot::parcel p = depot_.look(blocks);
     if (p.count == 0) break;
+    if (p.of_class == direct) {
+      const node n = node_of(p);
+      if (lane* const next = next_recorded(shape().granule(n))) {
+        const std::uint64_t length = store_.length(n, sixteenths_of(p));
+        ++passed_on_;
+        bytes += length;
+        next->held.fetch_add(length, relaxed);        // as in hold()
+        next->open_bytes.fetch_add(length, relaxed);  // a figure
+        depot_.forward(blocks, next->open);
+        next->coming.fetch_sub(1, release);  // as in give_direct()
+        continue;
+      }
+    }
+    static_cast<void>(depot_.receive(blocks));
     if (p.of_class != direct) {
       bytes += p.count * rules_[p.of_class].bytes;
       settle(nullptr, p.of_class, std::span(p.blocks).first(p.count));
@@ -210,12 +225,6 @@ void pool::state::release_held(lane& from, depot::chain& blocks) noexcept {
     const node n = node_of(p);
     const std::uint64_t length = store_.length(n, sixteenths_of(p));
     bytes += length;
-    if (lane* const next = next_recorded(shape().granule(n))) {
-      ++passed_on_;
-      hold(*next, direct, std::span(p.blocks).first(p.count), length);
-      next->coming.fetch_sub(1, release);  // as in give_direct()
-      continue;
-    }
     count_taken(nullptr, 0 - length);
     store_.give(n, sixteenths_of(p));
   }
@@ -657,7 +666,7 @@ bool pool::state::nothing_left(const lane& of) const noexcept {
 }
 
 /// Waits for every barrier; not under the mutex, so that others go on.
-void pool::state::wait_for_streams(std::unique_lock<std::mutex>& pass) noexcept {
+void pool::state::wait_for_streams(std::unique_lock<pass_mutex>& pass) noexcept {
   std::vector<shared_event> events;
   try {
     lanes_->copy_barriers(events);

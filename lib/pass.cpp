@@ -126,7 +126,7 @@ void* pool::state::press(const request& wanted, front* mine) noexcept {
   return block;
 }
 
-void* pool::state::press_locked(const request& wanted, front* mine, std::unique_lock<std::mutex>& pass) noexcept {
+void* pool::state::press_locked(const request& wanted, front* mine, std::unique_lock<pass_mutex>& pass) noexcept {
   refusal why = refusal::none;
   const std::size_t needed = commitment(wanted);
   const auto attempt = [&] {

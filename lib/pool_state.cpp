@@ -565,7 +565,7 @@ void pool::state::keep_or_put_back(front* mine, lane* in, std::size_t of_class,
 /// What caches do not hold: to the store, or to the lane until no stream may use it.
 void pool::state::put_back(front* mine, lane* in, std::size_t of_class, std::span<const std::uint32_t> blocks) noexcept {
   if (in == nullptr) return settle(mine, of_class, blocks);
-  hold(*in, of_class, blocks, blocks.size() * rules_[of_class].bytes, mine);
+  hold(*in, of_class, blocks, blocks.size() * rules_[of_class].bytes);
 }
 
 /// Gives blocks that the caller holds (owned or cached) back to the store. `mine`: the caller's front, if it is its owner.

@@ -27,6 +27,7 @@
 #include "lanes.hpp"
 #include "notes.hpp"
 #include "orderly/pool.hpp"
+#include "pass_mutex.hpp"
 #include "registry.hpp"
 #include "thread_fronts.hpp"
 
@@ -212,9 +213,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   // Lanes. What follows with "Pre: pass" needs pass_mutex_.
   [[nodiscard]] std::optional<detail::node> take_large(const request& wanted) noexcept;
   void give_direct(detail::front* mine, detail::lane* in, detail::node n, unsigned sixteenths) noexcept;
-  /// `mine`: the calling thread's front; null in a pass.
-  void hold(detail::lane& in, std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint64_t bytes,
-            const detail::front* mine = nullptr) noexcept;
+  void hold(detail::lane& in, std::size_t of_class, std::span<const std::uint32_t> blocks, std::uint64_t bytes) noexcept;
   void release_held(detail::lane& from, detail::depot::chain& blocks) noexcept;  ///< Pre: pass
   [[nodiscard]] bool can_record(detail::lane& of) noexcept;                      ///< Pre: pass
   bool seal(detail::lane& of) noexcept;                                          ///< Pre: pass
@@ -226,7 +225,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   bool release_lane_locked(detail::lane& of) noexcept;                           ///< Pre: pass
   [[nodiscard]] error begin_capture_locked(detail::lane& in) noexcept;           ///< Pre: pass
   [[nodiscard]] bool nothing_left(const detail::lane& of) const noexcept;
-  void wait_for_streams(std::unique_lock<std::mutex>& pass) noexcept;            ///< Pre: pass
+  void wait_for_streams(std::unique_lock<detail::pass_mutex>& pass) noexcept;            ///< Pre: pass
   void empty_large(detail::lane& of) noexcept;
   haul empty_shelves(detail::lane& of) noexcept;
   [[nodiscard]] detail::lane* next_recorded(std::uint64_t granule) noexcept;
@@ -269,7 +268,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 
   void relieve(std::size_t bytes) noexcept;
   [[nodiscard]] void* press(const request& wanted, detail::front* mine) noexcept;
-  [[nodiscard]] void* press_locked(const request& wanted, detail::front* mine, std::unique_lock<std::mutex>& pass) noexcept;
+  [[nodiscard]] void* press_locked(const request& wanted, detail::front* mine, std::unique_lock<detail::pass_mutex>& pass) noexcept;
   haul reclaim_caches(patience with) noexcept;
   haul reclaim_depots() noexcept;
   haul reclaim_fronts(patience with, const detail::lane* only = nullptr) noexcept;
@@ -322,7 +321,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 
   /// Serves passes: reclaim, relieve, trim, defragment. While it is held, allocate and deallocate go on lock-free; only
   /// an allocation that would be refused waits for it.
-  std::mutex pass_mutex_;
+  detail::pass_mutex pass_mutex_;
   detail::atomic<std::uint64_t> passes_{0};
   std::uint64_t passed_on_ = 0;           ///< blocks that went on to another stream's lane; guarded by pass_mutex_
   std::uint64_t credited_operations_ = 0;  ///< guarded by pass_mutex_, like the next
