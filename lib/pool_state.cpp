@@ -434,16 +434,20 @@ bool pool::state::send_returns(front& of, std::size_t of_class) noexcept {
   std::array<std::uint32_t, max_magazine_blocks> unused;
   std::uint32_t count = 0;
   std::uint32_t home = 0;
+  lane* const in = of.of_lane.load(relaxed);  // own
   if (const front::stay inside(of); inside) {
     front_returns& r = of.returns[of_class];
     count = r.count.load(relaxed);  // own
     home = r.home;
     std::copy_n(r.blocks, count, blocks.begin());
     std::copy_n(r.unused, count, unused.begin());
+    // While the stay lasts: a pass that finds the front empty finds the lane still awaits something. See detach().
+    if (in != nullptr && count != 0) in->coming.fetch_add(1, relaxed);  // ordered by outside()
     r.count.store(0, relaxed);  // own; others read it as a figure
   }
   if (count == 0) return false;
-  deliver(of.of_lane.load(relaxed), of_class, home, std::span(blocks).first(count), unused.data());
+  deliver(in, of_class, home, std::span(blocks).first(count), unused.data());
+  if (in != nullptr) in->coming.fetch_sub(1, release);  // deliver() has counted its own
   return true;
 }
 

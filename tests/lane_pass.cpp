@@ -393,6 +393,35 @@ TEST_SUITE("unit") {
     CHECK(drifts == 0);
   }
 
+  TEST_CASE("a stream is released while a thread that has freed another's blocks in it ends: its work is waited for") {
+    constexpr std::size_t bytes = 4 * kib;
+    random_engine random = make_random(3);
+    for (std::size_t round = 0; round < scaled(300); ++round) {
+      bench b(2, mib);
+      std::vector<void*> blocks;
+      while (void* const block = b.tested->try_allocate(bytes, b[0])) blocks.push_back(block);
+      std::optional<software_stream> passing(std::in_place, b.device);
+      const piece last_use;
+      last_use.enter(*passing);
+      std::atomic<bool> used = false;
+      std::thread user([&] {
+        b.tested->deallocate(blocks.back(), bytes, passing->handle());  // this thread's block: to be sent home
+        used = true;
+      });
+      while (!used.load()) std::this_thread::yield();
+      for (std::uint64_t i = uniform(random, 0, 20000); i != 0; --i) linger();
+      CHECK(b.tested->release_stream(passing->handle()));
+      passing.reset();
+      const software_stream next(b.device);  // may have the lane's place
+      b.tested->deallocate(blocks.front(), bytes, next.handle());
+      user.join();
+      std::vector<void*> others;
+      while (void* const block = b.tested->try_allocate(bytes, b[1])) others.push_back(block);
+      REQUIRE(others.size() == 2);
+      CHECK(ordered(b.stream[1], last_use));
+    }
+  }
+
   TEST_CASE("a stream is released while a thread takes over a front that has served it: the front is opened again") {
     double_bench b(1, 64 * mib);
     random_engine random = make_random(2);
