@@ -135,8 +135,13 @@ class software_device::state final : public stream_driver {
       }
       ends.reserve(slots.size() + 1);
       event& buried = events_.take();
+      try {
+        executor_->wait_for_closed(buried);
+      } catch (const std::bad_alloc&) {
+        events_.give_back_unused(buried);  // it would never be complete
+        throw;
+      }
       ends.push_back(&buried);
-      executor_->wait_for_closed(buried);
       for (stream_slot* const each : slots) {
         const std::lock_guard hold(each->producers);
         if (each->line == nullptr) continue;
