@@ -11,6 +11,7 @@ figures out, and the report says so:
   limit-2MiB.json        --find-limit --chunk 2MiB
   minimalloc.json        --find-limit --unit KiB on the MiniMalloc problems
   streams.json           orderly-stream-bench
+  kernels.json           orderly-kernel-bench
   streams-replay.json    the recorded traces with a software stream for each thread, chunks of 2 MiB, --find-limit
   streams-replay-free.json, -random.json
                          the same with threads running freely; with streams that keep up with the host (--schedule
@@ -29,6 +30,7 @@ import shutil
 import sys
 
 import compare
+import kernels
 import streams
 
 OWN = compare.OWN
@@ -154,6 +156,7 @@ class Results:
         self.coarse = Replay(folder / 'limit-2MiB.json')
         self.problems = Replay(folder / 'minimalloc.json')
         self.streams = streams.Results(folder / 'streams.json')
+        self.kernels = kernels.Results(folder / 'kernels.json')
         self.stream_replays = {title: Replay(folder / f'streams-replay{name}.json') for title, name in STREAM_REPLAYS}
 
     def only_streams(self):
@@ -173,8 +176,8 @@ class Results:
         return lines + compare.check_targets(self.throughput) + self.stream_targets()
 
     def stream_targets(self):
-        return streams.check_targets(self.streams) + [check_streams(replay, setting)
-                                                      for setting, replay in self.stream_replays.items()]
+        return (streams.check_targets(self.streams) + kernels.check_targets(self.kernels)
+                + [check_streams(replay, setting) for setting, replay in self.stream_replays.items()])
 
 
 def replay_table(replay, cell):
@@ -242,6 +245,8 @@ def stream_sections(results):
     for world, title in streams.WORLDS.items():
         if results.streams.has(world):
             sections += [f'## {title}\n', streams.world_section(results.streams, world)]
+    if results.kernels.entries:
+        sections += ['## Allocations inside kernels\n', kernels.section(results.kernels)]
     shown = [(title, replay) for title, replay in results.stream_replays.items() if replay.rows]
     if shown:
         sections.append('## Recorded PyTorch traces on software streams\n')
@@ -267,6 +272,8 @@ def not_run(results):
         missing.append('CUDA streams, their peers and kernels: no device, or built without CUDA')
     elif not results.streams.keys(world='cuda', allocator='pytorch'):
         missing.append("PyTorch's caching allocator: not found when the benchmarks were built")
+    if not results.kernels.entries:
+        missing.append('allocations inside kernels: no device, or built without nvcc')
     return missing
 
 
@@ -342,7 +349,8 @@ def write(results, into, revision, load):
     (into / f'{name}.md').write_text(text, encoding='utf-8')
     document = {'date': date, 'machine': where, 'system': system(), 'revision': revision, 'load': load,
                 'throughput': compare.as_json(results.throughput)['throughput'], 'targets': results.targets(),
-                'streams': streams.as_json(results.streams), 'not_run': not_run(results)}
+                'streams': streams.as_json(results.streams), 'kernels': kernels.as_json(results.kernels),
+                'not_run': not_run(results)}
     document['stream_replays'] = {title: list(replay.rows.values())
                                   for title, replay in results.stream_replays.items()}
     for field in ('replay', 'contended', 'fine', 'coarse', 'problems'):

@@ -119,7 +119,7 @@ class Reports(unittest.TestCase):
         self.assertRegex(content, r'\| best-fit +\| +19 \(10\.0x\) \|')
         self.assertIn('orderly at v9', content)
         parsed = json.loads(document.read_text(encoding='utf-8'))
-        self.assertEqual(len(parsed['targets']), 20 + 29 + 25)
+        self.assertEqual(len(parsed['targets']), 20 + 29 + 25 + 6)
         self.assertEqual(len(parsed['replay']), 3)
 
     def test_names_of_stream_benchmarks(self):
@@ -174,6 +174,25 @@ class Reports(unittest.TestCase):
         self.assertEqual(self.verdict(start + 'recorded order', ''), ('met', '1.150'))
         self.assertEqual(self.verdict(start + 'threads running freely'), ('missed', '1.151'))
         self.assertEqual(self.verdict(start + 'streams that keep up'), ('not measured', ''))
+
+    def test_allocations_inside_kernels(self):
+        def kernel(name, **values):
+            return {'name': f'{name}/iterations:1/manual_time', 'run_type': 'iteration', 'wrong': 0.0,
+                    'threads': 1048576.0, **values}
+        entries = [kernel('malloc/round/warm/16', real_time=3e5), kernel('malloc/round/warm/64', real_time=4e5)]
+        for size, times, rate in ((16, 1000.0, 20e9), (64, 999.9, 19.9e9)):
+            entries.append(kernel(f'lease/round/warm/{size}', real_time=300.0, times_malloc=times))
+            entries.append(kernel(f'ring/round/warm/{size}', real_time=300.0, times_malloc=1000.0))
+            entries.append(kernel(f'lease/alloc/warm/{size}', real_time=30.0, items_per_second=rate))
+            entries.append(kernel(f'ring/alloc/warm/{size}', real_time=30.0, items_per_second=20e9, wrong=float(size == 64)))
+        (self.folder / 'kernels.json').write_text(json.dumps({'context': {}, 'benchmarks': entries}))
+        self.assertEqual(self.verdict('kernels: lease, warm, 16 B', "the device")[0], 'missed')
+        self.assertEqual(self.verdict('kernels: ring, warm, 16 B', "the device")[0], 'met')
+        self.assertEqual(self.verdict('kernels: ring, cold', "the device")[0], 'not measured')
+        self.assertEqual(self.verdict('kernels: lease, warm, billion'), ('missed', '19.9'))
+        self.assertEqual(self.verdict('kernels: ring, warm, billion')[0], 'not measured')  # a wrong result is none
+        text = report.kernels.section(report.Results(self.folder).kernels)
+        self.assertRegex(text, r'lease +\| round +\| warm +\| +300 \(1e\+03x\)')
 
     def test_report_of_streams_alone(self):
         self.write_streams(entry('cuda/pair/orderly/real_time/threads:1', calls=0.0), device='A Device', driver='580.1',
