@@ -9,7 +9,7 @@ import compare
 
 OWN = compare.OWN
 HOST = 'orderly-without-streams'
-ALLOCATORS = (OWN, HOST, 'classic', 'cudaMallocAsync', 'cudaMallocAsync-primed', 'pytorch', 'no-allocation')
+ALLOCATORS = (OWN, HOST, 'orderly-watching-captures', 'orderly-safe-mode', 'classic', 'cudaMallocAsync', 'cudaMallocAsync-primed', 'pytorch', 'no-allocation')
 WORKLOADS = ('pair', 'batch', 'slots', 'handoff', 'cross', 'cross-busy')
 WORLDS = {'software': 'Software streams', 'cuda': 'CUDA streams'}
 LAYOUTS = {

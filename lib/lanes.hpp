@@ -53,13 +53,11 @@ class lanes {
   }
 
   /// The lane of a stream, among all that this thread has met.
-  [[nodiscard]] static lane* recall(std::uint64_t pool, stream_handle stream) noexcept {
+  [[nodiscard]] lane* recall(std::uint64_t pool, stream_handle stream) const noexcept {
     const thread_lanes::entry* const known = recall_lane(pool, stream);
     if (known == nullptr || !fits(*known, pool, stream)) return nullptr;
-    thread_lanes::entry e = *known;
-    e.mine = recall_front(e.serial);
-    this_thread_lanes.keep(e);
-    return e.of;
+    if (!how_.watched) keep_with_front(*known);
+    return known->of;
   }
 
   /// The lane that a stream's handle is bound to, or null. Pre: pass mutex, as for the next.
@@ -143,13 +141,15 @@ class lanes {
     return *std::launder(reinterpret_cast<lane*>(&table_[index]));
   }
   [[nodiscard]] std::uint64_t owner_of(stream_handle stream) const noexcept;
-  /// Not where a handle may name another stream without notice, or begin a capture.
+  /// Not where a handle may name another stream without notice; and not at hand where each call asks about its stream.
   void keep_at_hand(const thread_lanes::entry& e) const noexcept {
-    if (how_.watched) return;
+    if (how_.marked) return;
     remember_lane(e);
-    thread_lanes::entry kept = e;
-    kept.mine = recall_front(e.serial);
-    this_thread_lanes.keep(kept);
+    if (!how_.watched) keep_with_front(e);
+  }
+  static void keep_with_front(thread_lanes::entry e) noexcept {
+    e.mine = recall_front(e.serial);
+    this_thread_lanes.keep(e);
   }
   [[nodiscard]] bool wait_for_barriers(lane& of) noexcept;
   void drop_passed() noexcept;  ///< Pre: barrier_mutex_

@@ -40,8 +40,12 @@ class stream_pool::state {
   }
 
   [[nodiscard, gnu::noinline]] lane* find_slowly(stream_handle stream) noexcept {
-    if (!watched())
-      if (lane* const known = lanes::recall(core_.serial(), stream)) return known;
+    const lanes& known_lanes = *core_.streams();
+    if (lane* const known = known_lanes.recall(core_.serial(), stream)) {
+      if (!watched()) return known;
+      // As at most times: it does not capture, and did not when it was asked last. Else bind() has to do something.
+      if (known_lanes.driver().capture(stream) == 0 && !pool::state::captures(known)) return known;
+    }
     return core_.bind(stream);
   }
 

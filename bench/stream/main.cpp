@@ -213,7 +213,8 @@ void add_workload() {
 template <stream_world World, class... Peers>
 void add_world() {
   if (!World::available()) return;
-  add_workload<World, pair_work, layout::own, false, Peers...>();
+  add_workload<World, pair_work, layout::own, false, Peers..., orderly_stream_peer<World, care::watching>,
+               orderly_stream_peer<World, care::safe>>();
   add_workload<World, pair_work, layout::one, false, Peers...>();
   add_workload<World, pair_work, layout::four, false, Peers...>();
   add_workload<World, batch_work, layout::own, false, Peers...>();

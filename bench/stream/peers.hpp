@@ -19,10 +19,16 @@
 
 namespace orderly::bench {
 
-template <stream_world World>
+/// How a pool keeps track of its streams: the default, by handle; with a question at each call whether the stream captures;
+/// or with its identity at each call and an event at each free.
+enum class care { plain, watching, safe };
+
+template <stream_world World, care How = care::plain>
 class orderly_stream_peer {
  public:
-  static constexpr std::string_view name = "orderly";
+  static constexpr std::string_view name = How == care::plain      ? "orderly"
+                                           : How == care::watching ? "orderly-watching-captures"
+                                                                   : "orderly-safe-mode";
 
   orderly_stream_peer(World& world, std::size_t bytes) : pool_(world.source(bytes), world.driver(), settings()) {}
   [[nodiscard]] void* allocate(std::size_t bytes, stream_handle stream) noexcept {
@@ -40,6 +46,8 @@ class orderly_stream_peer {
   [[nodiscard]] static stream_options settings() {
     stream_options s;
     s.memory.on_bad_free = on_bad_free::abort;
+    s.watch_captures = How == care::watching;
+    s.safe_mode = How == care::safe;
     return s;
   }
   stream_pool pool_;
