@@ -57,9 +57,8 @@ void pool::state::hold(lane& in, std::size_t of_class, std::span<const std::uint
 /// A block that other streams must be done with goes to them first, one after the other; to `in`, if it is given, last.
 /// False: there is no other stream.
 bool pool::state::hold_recorded(lane* in, node n, unsigned sixteenths) noexcept {
-  lane* const first = next_recorded(shape().granule(n));
+  lane* const first = next_recorded(shape().granule(n), in);
   if (first == nullptr) return false;
-  if (in != nullptr) append_recorded(shape().granule(n), *in);
   hold(*first, direct, entry_of(n, sixteenths), store_.length(n, sixteenths));
   first->coming.fetch_sub(1, release);  // bind(): the lane has the block
   return true;
@@ -403,8 +402,9 @@ error pool::state::record_stream(void* pointer, lane& in) noexcept {
   }
 }
 
-/// The next stream that must be done with a block which is being freed, or null.
-lane* pool::state::next_recorded(std::uint64_t granule) noexcept {
+/// The next stream that must be done with a block which is being freed, or null: there is none. If there is one, the stream
+/// `freed_in` comes last: noted in the same step, for a note without streams may go at any time.
+lane* pool::state::next_recorded(std::uint64_t granule, lane* freed_in) noexcept {
   if (notes_.count.load(relaxed) == 0) return nullptr;  // the program orders record_stream() before the free
   const std::lock_guard lock(notes_.mutex);
   const auto at = notes_.by_granule.find(granule);
@@ -414,20 +414,14 @@ lane* pool::state::next_recorded(std::uint64_t granule) noexcept {
   if (!streams.empty()) {
     next = streams.back();
     streams.pop_back();
+    if (freed_in != nullptr) {
+      streams.insert(streams.begin(), freed_in);  // the capacity is there
+      freed_in->coming.fetch_add(1, relaxed);     // as in record_stream()
+    }
   }
   if (next == nullptr) notes_.by_granule.erase(at);
   notes_.recount();
   return next;
-}
-
-/// The stream in which a recorded block was freed comes last.
-void pool::state::append_recorded(std::uint64_t granule, lane& in) noexcept {
-  const std::lock_guard lock(notes_.mutex);
-  const auto at = notes_.by_granule.find(granule);
-  if (at == notes_.by_granule.end()) return;
-  auto& streams = at->second.streams;
-  streams.insert(streams.begin(), &in);  // the capacity is there: one was just taken out
-  in.coming.fetch_add(1, relaxed);       // as in record_stream()
 }
 
 bool pool::state::release_stream(stream_handle stream) noexcept {

@@ -228,8 +228,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   void wait_for_streams(std::unique_lock<detail::pass_mutex>& pass) noexcept;            ///< Pre: pass
   void empty_large(detail::lane& of) noexcept;
   haul empty_shelves(detail::lane& of) noexcept;
-  [[nodiscard]] detail::lane* next_recorded(std::uint64_t granule) noexcept;
-  void append_recorded(std::uint64_t granule, detail::lane& in) noexcept;
+  [[nodiscard]] detail::lane* next_recorded(std::uint64_t granule, detail::lane* freed_in = nullptr) noexcept;
   [[nodiscard]] bool note_for_graph(const request& wanted, detail::node n) noexcept;
   [[nodiscard]] std::optional<detail::node> take_from_graph(const request& wanted) noexcept;
   [[nodiscard]] bool keep_for_graph(detail::lane& in, detail::node n, unsigned sixteenths,

@@ -15,12 +15,14 @@
 #include <utility>
 #include <vector>
 
+#include "front.hpp"
 #include "orderly/software_stream.hpp"
 #include "orderly/stream_pool.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
 #include "support/stream_bench.hpp"
 #include "support/threads.hpp"
+#include "thread_fronts.hpp"
 
 using namespace orderly;
 using namespace orderly::test;
@@ -426,6 +428,7 @@ TEST_SUITE("unit") {
     double_bench b(1, 64 * mib);
     random_engine random = make_random(2);
     bool hung = false;
+    std::atomic<std::size_t> closed = 0;
     for (std::size_t round = 0; round < scaled(400) && !hung; ++round) {
       software_stream passing(b.device);
       run_threads(12, [&](std::size_t) {  // leave fronts of that stream without a thread
@@ -435,16 +438,20 @@ TEST_SUITE("unit") {
       std::atomic<bool> ready = false;
       std::atomic<bool> start = false;
       std::atomic<bool> gone = false;
+      std::atomic<bool> released = false;
       std::thread next([&] {
         ready = true;
         while (!start.load()) std::this_thread::yield();
         void* const block = b.tested->allocate(1000, b[0]);
         b.tested->deallocate(block, 1000, b[0]);
+        static_cast<void>(comes(released));
+        closed += detail::this_thread_fronts.latest.of->retired();
       });
       while (!ready.load()) std::this_thread::yield();
       start = true;
       for (std::uint64_t i = uniform(random, 0, 3000); i != 0; --i) linger();
       b.tested->release_stream(passing.handle());
+      released = true;
       std::thread joiner([&] {
         next.join();
         gone = true;
@@ -454,6 +461,7 @@ TEST_SUITE("unit") {
       joiner.join();
     }
     CHECK_FALSE(hung);
+    CHECK(closed == 0);
   }
 
   TEST_CASE("what comes home to a released stream while its last event goes to the barrier is not lost") {
@@ -765,6 +773,28 @@ TEST_SUITE("unit") {
     b.tested->deallocate(block, 4 * mib, b[3]);
     CHECK(b.tested->synchronize());
     CHECK(b.tested->stats().held == 0);
+  }
+
+  TEST_CASE("a recorded block's own stream is waited for, also where another is forgotten while the block is freed") {
+    for (std::size_t round = 0; round < scaled(200); ++round) {
+      bench b(3, 4 * mib);
+      void* const block = b.tested->allocate(4 * mib, b[0]);
+      software_stream passing(b.device);
+      for (const stream_handle stream : {passing.handle(), b[1]})
+        CHECK(b.tested->record_stream(block, stream) == error::none);
+      CHECK(b.tested->release_stream(passing.handle()));
+      CHECK(passing.synchronize());
+      const piece last_use;
+      last_use.enter(b.stream[0]);
+      run_threads(2, [&](std::size_t self) {
+        if (self == 0)
+          b.tested->deallocate(block, 4 * mib, b[0]);
+        else
+          static_cast<void>(b.tested->stream_synchronize(b[1]));
+      });
+      REQUIRE(b.tested->try_allocate(4 * mib, b[2]) != nullptr);
+      CHECK(ordered(b.stream[2], last_use));
+    }
   }
 
   TEST_CASE("a released stream that a live block was recorded for keeps nobody from what was freed in it") {
