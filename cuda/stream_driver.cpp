@@ -16,8 +16,6 @@ using detail::named;
 /// What identity() is made of: the kind in the low bits, so that kinds cannot meet, and a number within the kind.
 enum class stream_kind : std::uint64_t { created = 1, legacy = 2, per_thread = 3 };
 
-constexpr std::uint64_t unknown_capture = UINT64_MAX;
-
 /// Number of the calling thread, from 1, never used again for another.
 std::uint64_t thread_number() noexcept {
   constinit static detail::atomic<std::uint64_t> last{0};

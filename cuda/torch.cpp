@@ -115,6 +115,7 @@ stream_pool* make_pool(int device) {
   orderly::stream_options settings;
   settings.memory.limit = std::max<std::size_t>(bytes, 1);
   settings.safe_mode = given.safe_mode;
+  settings.watch_captures = true;  // little beside PyTorch's own mutex, and its graphs keep their memory
   settings.wait_before_refusing = source->is_virtual();  // as PyTorch's own allocator, where it helps
   try {
     return new stream_pool(std::move(source), std::move(driver), settings);

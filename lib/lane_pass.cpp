@@ -337,6 +337,7 @@ lane* pool::state::bind(stream_handle stream) noexcept {
   }
   if (captures(known)) static_cast<void>(end_capture_locked(*known));
   if (!lanes_->how().marked) return known;
+  if (known->identity == 0) known->identity = driver.identity(stream);  // it was first met in a capture
   if (known->identity == driver.identity(stream)) {
     if (lanes_->is_unmarked(*known)) lanes_->mark(*known);
     return known;

@@ -80,7 +80,10 @@ lane* lanes::bind(std::uint64_t pool, stream_handle stream) noexcept {
     return known;
   }
   const std::uint64_t identity = driver_->identity(stream);
-  if (identity == 0) return nullptr;
+  if (identity == 0) {  // no stream; or one that captures, whose identity some drivers cannot tell meanwhile
+    const std::uint64_t capture = driver_->capture(stream);
+    if (capture == 0 || capture == stream_driver::unknown_capture) return nullptr;
+  }
   lane* chosen = nullptr;
   const std::uint32_t count = count_.load(relaxed);  // as above
   for (std::uint32_t i = 0; i < count && chosen == nullptr; ++i)

@@ -352,6 +352,29 @@ TEST_SUITE("unit") {
     static_cast<void>(b.stream[0].end_capture());
   }
 
+  TEST_CASE("a stream may be met first while it captures, also where a driver cannot tell identities then") {
+    for (const bool safe_mode : {false, true}) {
+      CAPTURE(safe_mode);
+      stream_options settings;
+      settings.safe_mode = safe_mode;
+      settings.watch_captures = true;
+      double_bench b(1, 4 * mib, software_schedule::lazy, settings);
+      b.driver->unknown_while_capturing = true;
+      REQUIRE(b.stream[0].begin_capture());
+      void* const inside = b.tested->try_allocate(mib, b[0]);
+      REQUIRE(inside != nullptr);
+      CHECK(b.tested->try_deallocate(inside, mib, b[0]) == error::none);
+      software_graph graph = b.stream[0].end_capture();
+      void* const after = b.tested->try_allocate(mib, b[0]);
+      CHECK(after != nullptr);
+      CHECK(after != inside);  // the graph's
+      CHECK(b.tested->try_deallocate(after, mib, b[0]) == error::none);
+      graph = {};
+      check_idle(*b.tested);
+      CHECK(b.tested->try_allocate(mib, &b) == nullptr);  // no stream
+    }
+  }
+
   // ------------------------------------------------------------------------------- streams and threads that end
 
   TEST_CASE("a stream is released while a thread that has used it ends: no block is in two hands") {

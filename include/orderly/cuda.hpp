@@ -42,12 +42,15 @@ namespace orderly {
 
 /// The streams of a device. A stream of another device may wait for the driver's events; record() in it is refused.
 ///
-/// Where it cannot be told whether a stream captures, capture() is the largest number there is: the legacy stream while
-/// a blocking stream captures, a capture that has failed, a device that has failed. Nothing is recorded or awaited
-/// then. A capture that starts in a stream while another thread records there is noticed, and record() refuses. query()
+/// capture() is unknown_capture for the legacy stream while a blocking stream captures, for a capture that has failed, and
+/// for a device that has failed. Nothing is recorded or awaited then. A capture that starts in a stream while another thread records there is noticed, and record() refuses. query()
 /// and synchronize() neither fail by nor invalidate a capture that goes on elsewhere.
-/// identity() is 0 while the stream captures: CUDA does not tell then. So a stream_pool must have met a stream before it
-/// captures.
+/// identity() is 0 while the stream captures: CUDA does not tell then.
+///
+/// A pool knows a stream by its handle, which costs nothing; that a handle is not another stream's by now is what the
+/// program says with release_stream(). That is the default, since CUDA's answers cost more than an allocation: with
+/// stream_options::watch_captures a pair of calls takes 0.3 us on one thread, in safe mode 1.2 us, and both more where
+/// many threads ask at once (H100, driver 580); by default 0.01 us.
 /// Null: CUDA or the device is missing.
 [[nodiscard]] ORDERLY_API std::shared_ptr<stream_driver> make_cuda_stream_driver(int device);
 

@@ -29,6 +29,8 @@ enum class event_status {
 /// calls it off its hot path only. None of them waits for a device, except those that say so.
 class ORDERLY_API stream_driver {
  public:
+  static constexpr std::uint64_t unknown_capture = UINT64_MAX;
+
   stream_driver() = default;
   stream_driver(const stream_driver&) = delete;
   stream_driver& operator=(const stream_driver&) = delete;
@@ -41,8 +43,8 @@ class ORDERLY_API stream_driver {
   /// True if the handle names another stream in every thread, as CUDA's per-thread default stream does.
   [[nodiscard]] virtual bool is_per_thread(stream_handle stream) noexcept = 0;
 
-  /// The number of the capture that the stream takes part in; 0: none. While a stream captures, no event may be recorded
-  /// in it or awaited by it.
+  /// The number of the capture that the stream takes part in; 0: none; unknown_capture: that cannot be told now. While a
+  /// stream captures, no event may be recorded in it or awaited by it.
   [[nodiscard]] virtual std::uint64_t capture(stream_handle stream) noexcept = 0;
 
   /// Calls `gone(context)` once, when the graph that the stream captures into now is gone with all that was made of it,

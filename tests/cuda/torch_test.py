@@ -160,6 +160,37 @@ def case_empty_cache(torch, _library, _losses):
     assert kept.sum().item() == 1 << 20
 
 
+def case_memory_of_a_graph_stays_with_it(torch, _library, _losses):
+    weight = torch.randn(512, 512, device='cuda')
+    given = torch.zeros(64, 512, device='cuda')
+
+    def net(x):
+        for _ in range(4):
+            x = torch.relu(x @ weight) * 0.1
+        return x
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        net(given)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = net(given)
+    for _ in range(5):
+        # Whatever is free, filled with what would show in the graph's result, and notices what the graph writes.
+        others = [torch.full((64, 512), float('nan'), device='cuda') for _ in range(200)]
+        data = torch.randn(64, 512, device='cuda')
+        given.copy_(data)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.allclose(result, net(data), rtol=1e-3, atol=1e-3)
+        assert all(torch.isnan(other).all() for other in others)
+        del others
+    del result, graph
+    torch.cuda.synchronize()
+
+
 def case_out_of_memory_is_an_error_that_programs_know(torch, _library, _losses):
     for _ in range(3):
         text = expect_out_of_memory(torch, lambda: torch.empty(2 * CAPACITY, dtype=torch.uint8, device='cuda'))

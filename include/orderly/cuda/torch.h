@@ -26,8 +26,10 @@
  * Thread safety: every function from any thread at any time. Progress: as orderly::stream_pool; finding the pool takes
  * no lock once it is there.
  *
- * Not supported: memory statistics and snapshots, which PyTorch asks of its own allocator alone; CUDA graphs: what would
- * tell that a graph keeps memory (set_begin_allocate_to_pool and others) takes C++ types of PyTorch's. */
+ * CUDA graphs: each call asks whether its stream captures; what a capture allocates stays with its graph until
+ * that is destroyed. Several graphs do not share memory (the argument `pool` of torch.cuda.graph has no effect).
+ *
+ * Not supported: memory statistics and snapshots, which PyTorch asks of its own allocator alone. */
 #ifndef ORDERLY_CUDA_TORCH_H
 #define ORDERLY_CUDA_TORCH_H
 
