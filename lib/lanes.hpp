@@ -48,8 +48,9 @@ class lanes {
 
   /// A stream's lane and this thread's front in it, if the thread has them at hand; or null.
   [[nodiscard]] static const thread_lanes::entry* at_hand(std::uint64_t pool, stream_handle stream) noexcept {
-    const thread_lanes::entry& known = this_thread_lanes.at(pool, stream);
-    return fits(known, pool, stream) ? &known : nullptr;
+    const thread_lanes::entry* const set = this_thread_lanes.set_of(pool, stream);
+    if (fits(set[0], pool, stream)) [[likely]] return set;
+    return fits(set[1], pool, stream) ? set + 1 : nullptr;
   }
 
   /// The lane of a stream, among all that this thread has met.

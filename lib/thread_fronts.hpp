@@ -77,17 +77,25 @@ struct thread_lanes {
     lane* of = nullptr;
     front* mine = nullptr;  ///< the thread's front under that serial number; null: none that is known
   };
-  static constexpr std::size_t size = 16;
-  std::array<entry, size> entries{};
+  static constexpr std::size_t sets = 8;  ///< of two entries each: four streams hardly ever push each other out
+  std::array<entry, 2 * sets> entries{};
 
-  [[nodiscard]] entry& at(std::uint64_t pool, const void* stream) noexcept {
-    const auto bits = reinterpret_cast<std::uintptr_t>(stream);
-    return entries[(bits ^ bits >> 4 ^ bits >> 12 ^ pool) % size];
+  /// The first entry of the set of a stream; the next one is the other.
+  [[nodiscard]] entry* set_of(std::uint64_t pool, const void* stream) noexcept {
+    constexpr std::uint64_t spread = 0x9e3779b97f4a7c15;  // 2^64 over the golden ratio: handles are addresses, in regular steps
+    const std::uint64_t mixed = (reinterpret_cast<std::uintptr_t>(stream) + pool) * spread;
+    return &entries[2 * (mixed >> (64 - 3))];
   }
-  void keep(const entry& e) noexcept { at(e.pool, e.stream) = e; }
+  static_assert(sets == 1 << 3);
+  void keep(const entry& e) noexcept {
+    entry* const set = set_of(e.pool, e.stream);
+    if (set[0].pool != e.pool || set[0].stream != e.stream) set[1] = set[0];
+    set[0] = e;
+  }
   void keep_front(std::uint64_t pool, const void* stream, std::uint64_t serial, front* mine) noexcept {
-    entry& known = at(pool, stream);
-    if (known.pool == pool && known.stream == stream && known.serial == serial) known.mine = mine;
+    entry* const set = set_of(pool, stream);
+    for (entry* const known : {set, set + 1})
+      if (known->pool == pool && known->stream == stream && known->serial == serial) known->mine = mine;
   }
 };
 
