@@ -108,8 +108,37 @@ int orderly_record_stream(orderly_pool* pool, void* pointer, void* stream) {
 
 int orderly_release_stream(orderly_pool* pool, void* stream) {
   return with_streams(pool, "orderly_release_stream", [=](orderly::stream_pool& of) {
-    of.release_stream(stream);
-    return int{ORDERLY_OK};
+    if (of.release_stream(stream)) return int{ORDERLY_OK};
+    char text[most_text];
+    std::snprintf(text, sizeof text,
+                  "orderly_release_stream: no event can be recorded in stream %p: it captures, or its device has failed; "
+                  "what was freed in it stays out of use until orderly_synchronize",
+                  stream);
+    return fail(orderly::error::stream_failed, text);
+  });
+}
+
+int orderly_begin_capture(orderly_pool* pool, void* stream) {
+  return with_streams(pool, "orderly_begin_capture", [=](orderly::stream_pool& of) {
+    const orderly::error code = of.begin_capture(stream);
+    if (code == orderly::error::none) return int{ORDERLY_OK};
+    char text[most_text];
+    std::snprintf(text, sizeof text, "orderly_begin_capture: stream %p: %s; it is no stream, or was begun already", stream,
+                  orderly::to_string(code));
+    return fail(code, text);
+  });
+}
+
+int orderly_end_capture(orderly_pool* pool, void* stream) {
+  return with_streams(pool, "orderly_end_capture", [=](orderly::stream_pool& of) {
+    const orderly::error code = of.end_capture(stream);
+    if (code == orderly::error::none) return int{ORDERLY_OK};
+    char text[most_text];
+    std::snprintf(text, sizeof text,
+                  "orderly_end_capture: stream %p: %s; no capture was begun, or it was over before a block was allocated "
+                  "inside it: call this before the capture ends",
+                  stream, orderly::to_string(code));
+    return fail(code, text);
   });
 }
 

@@ -46,8 +46,15 @@ ORDERLY_API int orderly_deallocate_async(orderly_pool *pool, void *pointer, size
 ORDERLY_API int orderly_record_stream(orderly_pool *pool, void *pointer, void *stream);
 
 /* The stream will be destroyed: what was freed in it is sealed by an event, and its handle is forgotten. A stream that
- * the pool has not met is ignored. */
+ * the pool has not met is ignored. ORDERLY_ERROR_STREAM_FAILED: no event could be recorded, since the stream captures,
+ * say; then what was freed in it stays out of use until orderly_synchronize. */
 ORDERLY_API int orderly_release_stream(orderly_pool *pool, void *stream);
+
+/* What is allocated in `stream` between the two stays with the graph that the stream captures meanwhile, until that graph
+ * is gone with all that was made of it. Call the first before cudaStreamBeginCapture and the second before
+ * cudaStreamEndCapture. See orderly::stream_pool::begin_capture. */
+ORDERLY_API int orderly_begin_capture(orderly_pool *pool, void *stream);
+ORDERLY_API int orderly_end_capture(orderly_pool *pool, void *stream);
 
 /* Wait until all work is done that may use blocks freed so far: in every stream, or in one. Then they are everybody's.
  * ORDERLY_ERROR_STREAM_FAILED: the device has failed, a stream captures, or the handle names no stream. */

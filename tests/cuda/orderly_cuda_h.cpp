@@ -189,6 +189,8 @@ TEST_CASE("a pool without streams refuses what has a stream") {
       {"orderly_deallocate_async", [&] { return orderly_deallocate_async(pool, block, 1000, nullptr); }},
       {"orderly_record_stream", [&] { return orderly_record_stream(pool, block, nullptr); }},
       {"orderly_release_stream", [&] { return orderly_release_stream(pool, nullptr); }},
+      {"orderly_begin_capture", [&] { return orderly_begin_capture(pool, nullptr); }},
+      {"orderly_end_capture", [&] { return orderly_end_capture(pool, nullptr); }},
       {"orderly_synchronize", [&] { return orderly_synchronize(pool); }},
       {"orderly_stream_synchronize", [&] { return orderly_stream_synchronize(pool, nullptr); }},
   };
@@ -216,6 +218,8 @@ TEST_CASE("a destroyed handle is recognised by every function") {
     CHECK(orderly_deallocate_async(gone, block, 1000, nullptr) == code);
     CHECK(orderly_record_stream(gone, block, nullptr) == code);
     CHECK(orderly_release_stream(gone, nullptr) == code);
+    CHECK(orderly_begin_capture(gone, nullptr) == code);
+    CHECK(orderly_end_capture(gone, nullptr) == code);
     CHECK(orderly_synchronize(gone) == code);
     CHECK(orderly_stream_synchronize(gone, nullptr) == code);
     CHECK(orderly_allocate(gone, 1000) == nullptr);
@@ -352,6 +356,24 @@ TEST_CASE("streams come and go") {
     CHECK(orderly_deallocate_async(pool.get(), block, 64 * kib, passing.get()) == ORDERLY_OK);
     CHECK(orderly_release_stream(pool.get(), passing.get()) == ORDERLY_OK);
   }
+}
+
+TEST_CASE("captures are begun and ended once, and memory that no graph keeps comes back") {
+  const handle pool(64 * kib);
+  const stream in;
+  CHECK(orderly_end_capture(pool.get(), in.get()) == ORDERLY_ERROR_INVALID_ARGUMENT);
+  CHECK(last_error_has("orderly_end_capture:"));
+  CHECK(orderly_begin_capture(pool.get(), in.get()) == ORDERLY_OK);
+  CHECK(orderly_begin_capture(pool.get(), in.get()) == ORDERLY_ERROR_INVALID_ARGUMENT);
+  CHECK(last_error_has("orderly_begin_capture:"));
+  void* const block = orderly_allocate_async(pool.get(), 64 * kib, in.get());
+  CHECK(orderly_deallocate_async(pool.get(), block, 64 * kib, in.get()) == ORDERLY_OK);
+  CHECK(orderly_end_capture(pool.get(), in.get()) == ORDERLY_ERROR_INVALID_ARGUMENT);  // the stream did not capture
+  CHECK(orderly_synchronize(pool.get()) == ORDERLY_OK);
+  void* const again = orderly_allocate_async(pool.get(), 64 * kib, nullptr);
+  CHECK(again == block);
+  CHECK(orderly_deallocate_async(pool.get(), again, 64 * kib, nullptr) == ORDERLY_OK);
+  CHECK(orderly_release_stream(pool.get(), in.get()) == ORDERLY_OK);
 }
 
 TEST_CASE("threads and streams at random: no write is lost or misplaced") {
