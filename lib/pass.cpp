@@ -102,10 +102,10 @@ void pool::state::relieve(std::size_t bytes) noexcept {
     if (excess() != 0) release_with(reclaim_fronts(patience::brief));
     credit_ -= credit_per_pass + credit_per_block * static_cast<std::int64_t>(blocks);
     if (excess() == 0) return;
-    if (in_streams) {  // what is free behind events serves where it lies, and no more is committed than is missing
-      settle_all(true);
-      return memory.set_soft_limit(memory.soft_limit() + excess());
-    }
+  }
+  if (in_streams) {  // what is free behind events serves where it lies, and no more is committed than is missing
+    settle_all(true);
+    return memory.set_soft_limit(memory.soft_limit() + excess());
   }
   memory.set_soft_limit(memory.soft_limit() + excess() + memory.committed() / part_given_way);
 }
