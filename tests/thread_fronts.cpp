@@ -177,6 +177,50 @@ TEST_CASE("a thread that has given its fronts back knows none, and takes none") 
   CHECK(pool.detached == 1);
 }
 
+TEST_CASE("the lane kept last is at hand, beside one other of its set, each with its front") {
+  thread_lanes mine;
+  int streams[200];
+  front* const some_front = reinterpret_cast<front*>(std::uintptr_t{4096});  // never touched
+  const auto find = [&](std::uint64_t pool, const void* stream) -> thread_lanes::entry* {
+    thread_lanes::entry* const set = mine.set_of(pool, stream);
+    for (thread_lanes::entry* const each : {set, set + 1})
+      if (each->pool == pool && each->stream == stream) return each;
+    return nullptr;
+  };
+  const void* before = nullptr;
+  for (const int& stream : streams) {
+    const std::uint64_t serial = 100 + static_cast<std::uint64_t>(&stream - streams);
+    mine.keep({1, &stream, serial, nullptr, nullptr});
+    mine.keep_front(1, &stream, serial + 1, some_front);  // of another number
+    REQUIRE(find(1, &stream) != nullptr);
+    CHECK(find(1, &stream)->mine == nullptr);
+    mine.keep_front(1, &stream, serial, some_front);
+    CHECK(find(1, &stream)->mine == some_front);
+    if (before != nullptr) CHECK(find(1, before) != nullptr);  // in its own set, or second in this one's
+    before = &stream;
+  }
+  mine.keep({1, before, 1000, nullptr, nullptr});  // bound anew: the older entry is not the first to be met
+  CHECK(mine.set_of(1, before)->serial == 1000);
+  CHECK(find(2, before) == nullptr);
+}
+
+TEST_CASE("lanes that a thread has met are recalled, as many as they are, until its end") {
+  const pools made = make_pools(1);
+  std::vector<int> streams(1000);
+  std::thread([&] {
+    for (std::size_t i = 0; i < streams.size(); ++i)
+      remember_lane({made[0]->serial(), &streams[i], i + 1, nullptr, nullptr});
+    std::size_t known = 0;
+    for (std::size_t i = 0; i < streams.size(); ++i) {
+      const thread_lanes::entry* const e = recall_lane(made[0]->serial(), &streams[i]);
+      known += e != nullptr && e->serial == i + 1;
+    }
+    CHECK(known == streams.size());
+    CHECK(recall_lane(made[0]->serial() + 1, streams.data()) == nullptr);
+  }).join();
+  CHECK(recall_lane(made[0]->serial(), streams.data()) == nullptr);  // each thread has its own
+}
+
 }  // TEST_SUITE
 
 TEST_SUITE("stress") {
