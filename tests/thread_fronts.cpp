@@ -190,13 +190,14 @@ TEST_CASE("the lane kept last is at hand, beside one other of its set, each with
   const void* before = nullptr;
   for (const int& stream : streams) {
     const std::uint64_t serial = 100 + static_cast<std::uint64_t>(&stream - streams);
+    const void* const beside = mine.set_of(1, &stream)->stream;
     mine.keep({1, &stream, serial, nullptr, nullptr});
     mine.keep_front(1, &stream, serial + 1, some_front);  // of another number
     REQUIRE(find(1, &stream) != nullptr);
     CHECK(find(1, &stream)->mine == nullptr);
     mine.keep_front(1, &stream, serial, some_front);
     CHECK(find(1, &stream)->mine == some_front);
-    if (before != nullptr) CHECK(find(1, before) != nullptr);  // in its own set, or second in this one's
+    if (beside != nullptr) CHECK(find(1, beside) != nullptr);
     before = &stream;
   }
   mine.keep({1, before, 1000, nullptr, nullptr});  // bound anew: the older entry is not the first to be met
