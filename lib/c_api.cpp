@@ -38,8 +38,7 @@ constinit std::array<place, places> table;
 constinit std::mutex table_mutex;  // serves creation and destruction
 
 constexpr std::size_t most_text = 512;
-// Rarely used, so it need not have a fixed offset: room for those is short in a library that is loaded late.
-[[gnu::tls_model("global-dynamic")]] thread_local constinit std::array<char, most_text> last_error{};
+thread_local constinit std::array<char, most_text> last_error{};
 
 using orderly::c_api::fail;
 
