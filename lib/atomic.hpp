@@ -1,16 +1,56 @@
 /// \file
-/// The one door to atomics: every atomic object and every barrier of the library is named here, so that a build can
-/// replace them all.
+/// The one door to atomics: every atomic object, every barrier, every mutex and every pause of the library is named here,
+/// so that a build can replace them all. It names a header of its own, which declares the same names.
 #pragma once
 
+#ifdef ORDERLY_ATOMIC_HEADER
+#include ORDERLY_ATOMIC_HEADER
+#else
+
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
+#include <thread>
 
 namespace orderly::detail {
 
 template <class T>
 using atomic = std::atomic<T>;
+
+using mutex = std::mutex;
+using condition_variable = std::condition_variable;
+
+/// Lets other threads run.
+inline void yield() noexcept { std::this_thread::yield(); }
+inline void rest(std::chrono::microseconds time) noexcept { std::this_thread::sleep_for(time); }
+
+/// How long a thread bears with others that may have been stopped.
+class deadline {
+ public:
+  explicit deadline(std::chrono::seconds from_now) noexcept : end_(std::chrono::steady_clock::now() + from_now) {}
+  [[nodiscard]] bool over() const noexcept { return std::chrono::steady_clock::now() >= end_; }
+
+ private:
+  std::chrono::steady_clock::time_point end_;
+};
+
+/// Said where plain data that a protocol hands over is read or written, to a build that looks for data races there.
+inline void reads_plain(const void* /*data*/) noexcept {}
+inline void writes_plain(const void* /*data*/) noexcept {}
+
+/// Figures that a build may choose smaller, so that few steps reach what they bound.
+namespace bounds {
+inline constexpr std::uint64_t tags = std::uint64_t{1} << 32;   ///< of a list's head; a power of two
+inline constexpr std::size_t magazine_blocks = 32;
+inline constexpr std::uint32_t magazines = std::uint32_t{1} << 20;
+inline constexpr std::size_t fronts = 4096;                     ///< of a pool
+inline constexpr std::uint64_t spare_roots = 64;
+inline constexpr int spins = 64;                                ///< looks of a pass at a thread that is inside its front,
+inline constexpr int yields = 256;                              ///< and then so many with a pause before
+}  // namespace bounds
 
 inline constexpr auto relaxed = std::memory_order_relaxed;
 inline constexpr auto acquire = std::memory_order_acquire;
@@ -52,3 +92,5 @@ class asymmetric_barrier {
 };
 
 }  // namespace orderly::detail
+
+#endif

@@ -35,7 +35,7 @@ struct place {
 constexpr orderly::stream_handle default_stream = nullptr;
 
 constinit std::array<place, places> table;
-constinit std::mutex table_mutex;  // serves creation and destruction
+constinit mutex table_mutex;  // serves creation and destruction
 
 constexpr std::size_t most_text = 512;
 thread_local constinit std::array<char, most_text> last_error{};

@@ -27,7 +27,7 @@
 namespace orderly::detail {
 
 inline constexpr std::size_t max_classes = 128;       ///< of fronts and depots
-inline constexpr std::size_t max_magazine_blocks = 32;
+inline constexpr std::size_t max_magazine_blocks = bounds::magazine_blocks;
 
 class depot {
  public:
@@ -73,6 +73,7 @@ class depot {
       return false;
     }
     magazine& m = magazines_[*index];
+    writes_plain(&m);
     std::copy(blocks.begin(), blocks.end(), m.blocks.begin());
     m.count = static_cast<std::uint32_t>(blocks.size());
     at.full.push(links_.data(), *index);
@@ -87,6 +88,7 @@ class depot {
     if (!index) return 0;
     at.filled.fetch_sub(1, relaxed);  // a bound
     const magazine& m = magazines_[*index];
+    reads_plain(&m);
     const std::size_t count = m.count;
     std::copy_n(m.blocks.begin(), count, out.begin());
     if (mine != nullptr && mine->number_ == 0)
@@ -108,6 +110,7 @@ class depot {
     const auto index = empty_magazine();
     if (!index) return false;
     magazine& m = magazines_[*index];
+    writes_plain(&m);
     std::copy(blocks.begin(), blocks.end(), m.blocks.begin());
     m.count = static_cast<std::uint32_t>(blocks.size());
     if (unused != nullptr) std::copy_n(unused, blocks.size(), m.unused.begin());
@@ -190,6 +193,7 @@ class depot {
   }
   void copy(std::uint32_t index, parcel& p) const noexcept {
     const magazine& m = magazines_[index];
+    reads_plain(&m);
     p.of_class = m.of_class;
     p.count = m.count;
     p.note = m.note;

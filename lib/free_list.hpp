@@ -66,10 +66,13 @@ class tagged_head {
 
   /// The next head: another top, and the tag one higher (it wraps).
   [[nodiscard]] constexpr tagged_head with_top(link_code top) const noexcept {
-    return tagged_head((bits_ >> 32 << 32) + (std::uint64_t{1} << 32) + top);
+    return tagged_head(((bits_ + one_change) & tag_bits) | top);
   }
 
  private:
+  static constexpr std::uint64_t one_change = std::uint64_t{1} << 32;
+  static constexpr std::uint64_t tag_bits = (bounds::tags - 1) << 32;
+
   std::uint64_t bits_ = 0;
 };
 

@@ -19,7 +19,7 @@ constexpr unsigned root_bytes_log2 = 20;
 constexpr unsigned most_group_order = 8;
 
 /// Roots that threads may hold in the middle of an operation, on top of the pigeonhole bound.
-constexpr std::uint64_t spare_roots = 64;
+constexpr std::uint64_t spare_roots = bounds::spare_roots;
 
 [[nodiscard]] unsigned log2_of(std::uint64_t power) noexcept { return static_cast<unsigned>(std::countr_zero(power)); }
 

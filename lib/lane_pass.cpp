@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <new>
-#include <thread>
 
 #include "pool_state.hpp"
 
@@ -48,7 +47,7 @@ void pool::state::hold(lane& in, std::size_t of_class, std::span<const std::uint
       if (in_pass || lock)
         settle_all(true);  // gives some back; a pass that is at a lane's batches itself takes none, so it never comes here
       else
-        std::this_thread::yield();
+        yield();
     }
     blocks = blocks.subspan(part.size());
   }
@@ -126,7 +125,7 @@ std::optional<node> pool::state::take_large(const request& wanted) noexcept {
   }
   while (count != 0) {
     const depot::parcel& p = others[--count];
-    while (!depot_.send(same, direct, std::span(p.blocks).first(p.count), nullptr)) std::this_thread::yield();
+    while (!depot_.send(same, direct, std::span(p.blocks).first(p.count), nullptr)) yield();
   }
   return found;
 }

@@ -8,16 +8,6 @@
 #include "registry.hpp"
 
 namespace orderly::detail {
-namespace {
-
-/// A number that no other thread of the process ever has.
-[[nodiscard]] std::uint64_t this_thread_number() noexcept {
-  thread_local constinit std::uint64_t number = 0;
-  if (number == 0) number = next_serial();
-  return number;
-}
-
-}  // namespace
 
 lanes::lanes(std::shared_ptr<stream_driver> driver, const manner& how) : driver_(std::move(driver)), how_(how) {
   if (!driver_) throw std::invalid_argument("orderly::stream_pool: the driver is null");

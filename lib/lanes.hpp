@@ -159,7 +159,7 @@ class lanes {
   manner how_;
   reserved_array<place> table_;
   atomic<std::uint32_t> count_{0};
-  std::mutex barrier_mutex_;
+  mutex barrier_mutex_;
   std::vector<barrier> barriers_;    ///< guarded by barrier_mutex_, like the next
   std::size_t look_at_ = 16;         ///< that many barriers are worth a look which of them have passed
   alignas(64) atomic<std::uint64_t> published_{0};

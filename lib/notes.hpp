@@ -51,7 +51,7 @@ struct note {
 
 /// All under one mutex, off the hot path. A map of nodes: taking out and putting back never fails.
 struct notes {
-  std::mutex mutex;
+  detail::mutex mutex;
   std::map<std::uint64_t, note> by_granule;
   std::vector<std::shared_ptr<graph_memory>> graphs;
   atomic<std::size_t> count{0};  ///< a figure: blocks that are noted. Who frees one has seen it counted

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bitset>
 #include <chrono>
-#include <thread>
 
 #include "pool_state.hpp"
 
@@ -37,16 +36,16 @@ constexpr int most_rounds = 1000;
 /// up. `brief` bears a thread that is running; `long_one` one that is descheduled, for some seconds.
 template <class Patience, class Done>
 bool wait_for(Patience of, Done done) {
-  for (int i = 0; i < 64; ++i)
+  for (int i = 0; i < bounds::spins; ++i)
     if (done()) return true;
-  for (int i = 0; i < 256; ++i) {
-    std::this_thread::yield();
+  for (int i = 0; i < bounds::yields; ++i) {
+    yield();
     if (done()) return true;
   }
   if (of == Patience::brief) return false;
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(3);
-  while (std::chrono::steady_clock::now() < end) {
-    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  const deadline end(std::chrono::seconds(3));
+  while (!end.over()) {
+    rest(std::chrono::microseconds(100));
     if (done()) return true;
   }
   return false;

@@ -7,7 +7,6 @@
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <utility>
 
 namespace orderly {
@@ -86,7 +85,7 @@ pool::state::state(std::unique_ptr<memory_source> source, const options& setting
   asymmetric_barrier::prepare();
   set_rules();
   const std::size_t limit = shape().limit;
-  if (!store_.open() || !depot_.open(1U << 20) || !fronts_.reserve(most_fronts) ||
+  if (!store_.open() || !depot_.open(bounds::magazines) || !fronts_.reserve(most_fronts) ||
       !front_blocks_.reserve(most_fronts * blocks_per_front_) || !class_table_.reserve(front_granules_))
     throw out_of_memory(shape().capacity, 0, limit);
   for (std::uint64_t last_granule = 0; last_granule < front_granules_; ++last_granule)
@@ -462,7 +461,7 @@ void pool::state::deliver(lane* in, std::size_t of_class, std::uint32_t home, st
   while (!depot_.send(at.inbox, of_class, blocks, unused, in)) {  // every magazine is in use: a pass empties some
     const std::unique_lock lock(pass_mutex_, std::try_to_lock);  // another may be at it, and wait for this thread to go on
     if (!lock) {
-      std::this_thread::yield();
+      yield();
       continue;
     }
     passes_.fetch_add(1, seq_cst);  // as in collect()

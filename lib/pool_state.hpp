@@ -115,7 +115,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   static constexpr std::size_t no_class = ~std::size_t{0};
 
  private:
-  static constexpr std::size_t most_fronts = 4096;
+  static constexpr std::size_t most_fronts = detail::bounds::fronts;
   static_assert(most_fronts <= detail::block_word::most_home);
 
   /// A request, worked out.
@@ -300,7 +300,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   detail::atomic<std::uint64_t> kept_bytes_{0};  ///< a figure: freed, and some graph's
 
   // Fronts live as long as the pool; a thread's exit leaves its front to the next thread.
-  std::mutex front_mutex_;  ///< serves the creation of fronts
+  detail::mutex front_mutex_;  ///< serves the creation of fronts
   detail::reserved_array<detail::front> fronts_;
   detail::reserved_array<std::uint32_t> front_blocks_;
   std::size_t blocks_per_front_ = 0;

@@ -3,7 +3,6 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <condition_variable>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -14,8 +13,8 @@ namespace orderly::detail {
 namespace {
 
 struct registry {
-  std::mutex mutex;
-  std::condition_variable unpinned;
+  detail::mutex mutex;
+  condition_variable unpinned;
   std::vector<registered_pool*> alive;
 };
 

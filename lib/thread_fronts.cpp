@@ -40,6 +40,12 @@ thread_local front_book book;
 
 }  // namespace
 
+std::uint64_t this_thread_number() noexcept {
+  thread_local constinit std::uint64_t number = 0;
+  if (number == 0) number = next_serial();
+  return number;
+}
+
 bool remember_front(std::uint64_t serial, front* of, std::uint64_t pool) noexcept {
   if (this_thread_fronts.exiting) return false;
   try {

@@ -47,6 +47,9 @@ struct thread_fronts {
 
 ORDERLY_FIXED_OFFSET extern thread_local constinit thread_fronts this_thread_fronts;
 
+/// A number that no other thread of the process ever has. From 1 on.
+[[nodiscard]] std::uint64_t this_thread_number() noexcept;
+
 /// Notes that this thread holds `of` under `serial`, the number of `pool` or of one of its lanes, so that its exit gives it
 /// back. False: the thread is exiting, or the system refused memory; the front is the caller's to give back.
 [[nodiscard]] bool remember_front(std::uint64_t serial, front* of, std::uint64_t pool) noexcept;

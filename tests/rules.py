@@ -59,7 +59,8 @@ def words(pattern):
 def second_door(path, _text, code):
     if path.as_posix().endswith('lib/atomic.hpp'):
         return []
-    named = r'\bstd\s*::\s*(?:atomic|memory_order)|#\s*include\s*<atomic>'
+    named = (r'\bstd\s*::\s*(?:atomic|memory_order|(?:\w+_)?mutex|condition_variable)|'
+             r'\bthis_thread\s*::\s*(?:yield|sleep)|#\s*include\s*<(?:atomic|condition_variable)>')
     return [match.start() for match in re.finditer(named, code)]
 
 
@@ -101,10 +102,12 @@ RULES = [
      ['head.load(acquire)', 'head.store(f(1, 2), release)', 'std::exchange(a, b)',
       'head.compare_exchange_weak(seen, next, release, relaxed)', 'atomic<int> count = 0; bool b = count == 3;',
       'atomic<int> count{0}; void f() { counted = 3; int count = 3; }']),
-    ('atomics come from lib/atomic.hpp',
+    ('atomics, mutexes and pauses come from lib/atomic.hpp',
      second_door,
-     ['std::atomic<int> a;', '#include <atomic>', 'a.load(std::memory_order_relaxed)'],
-     ['atomic<int> a;', 'a.load(relaxed)', '// std::atomic']),
+     ['std::atomic<int> a;', '#include <atomic>', 'a.load(std::memory_order_relaxed)', 'std::mutex m;',
+      'std::shared_mutex m;', 'std::condition_variable c;', 'std::this_thread::yield();',
+      'std::this_thread::sleep_for(time);'],
+     ['atomic<int> a;', 'a.load(relaxed)', '// std::atomic', 'mutex m;', 'std::lock_guard lock(m);', 'yield();']),
 ]
 
 

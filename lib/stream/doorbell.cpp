@@ -40,7 +40,7 @@ constexpr std::chrono::microseconds longest_sleep{100};
 
 void doorbell::wake() noexcept {}
 
-void doorbell::sleep_unless_rung(std::uint32_t /*seen*/) noexcept { std::this_thread::sleep_for(longest_sleep); }
+void doorbell::sleep_unless_rung(std::uint32_t /*seen*/) noexcept { rest(longest_sleep); }
 
 #endif
 

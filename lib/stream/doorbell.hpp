@@ -10,7 +10,6 @@
 #pragma once
 
 #include <cstdint>
-#include <thread>
 
 #include "../atomic.hpp"
 
@@ -29,7 +28,7 @@ class doorbell {
   void wait(const News& news) noexcept {
     for (unsigned look = 0; look < spins + yields; ++look) {
       if (news()) return;
-      if (look >= spins) std::this_thread::yield();
+      if (look >= spins) yield();
     }
     sleepers_.fetch_add(1, relaxed);             // (2)
     for (;;) {

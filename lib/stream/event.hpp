@@ -106,7 +106,7 @@ class event_store {
     newest_ = &released;
   }
 
-  std::mutex mutex_;
+  mutex mutex_;
   event* oldest_ = nullptr;
   event* newest_ = nullptr;
   std::deque<event> events_;

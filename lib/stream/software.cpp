@@ -39,7 +39,7 @@ namespace detail {
 /// be told; the next stream takes the slot, and so the handle, that was freed last.
 struct stream_slot {
   const void* device = nullptr;
-  std::mutex producers;                  ///< host threads among themselves; no worker takes it
+  mutex producers;                  ///< host threads among themselves; no worker takes it
   atomic<std::uint64_t> identity{0};     ///< 0: no stream. Written under `producers`
   atomic<std::uint64_t> capture{0};      ///< written under `producers`
   work_queue* line = nullptr;                  ///< this and the rest: guarded by `producers`
@@ -297,7 +297,7 @@ class software_device::state final : public stream_driver {
     slot.next_free = std::exchange(free_, &slot);
   }
 
-  std::mutex mutex_;  // of the slots, not of what is in them
+  mutex mutex_;  // of the slots, not of what is in them
   std::deque<stream_slot> slots_;
   stream_slot* free_ = nullptr;
   counter records_{0};

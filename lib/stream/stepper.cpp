@@ -148,7 +148,7 @@ class stepper final : public executor {
 
   static constexpr std::uint64_t most_at_once = 3;
 
-  std::mutex mutex_;
+  mutex mutex_;
   const software_schedule schedule_;
   seeded_numbers numbers_;
   std::vector<std::unique_ptr<stepped_queue>> queues_;  // in the order in which they were opened

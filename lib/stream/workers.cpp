@@ -116,7 +116,7 @@ class workers final : public executor {
   }
 
  private:
-  std::mutex burials_;  // among host threads
+  mutex burials_;  // among host threads
   worker undertaker_;
 };
 
