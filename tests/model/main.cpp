@@ -1,0 +1,122 @@
+// Explores scenarios; see explorer.hpp.
+//
+//   model                          all scenarios, exhaustively, up to the bound of each
+//   --group NAME                   of these files' groups, one
+//   --scenario GROUP/NAME          one
+//   --bound N                      preemptions, and loads of an old value
+//   --stale N                      loads of an old value
+//   --random N [--seed S]          instead, N random executions of each
+//   --replay CHOICES               of one scenario, the execution that a find has printed
+//   --list
+// Exit status: 0 no find, 1 a find, 2 a mistake in these.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+
+#include "orderly/pool.hpp"
+#include "run.hpp"
+#include "support/paper_source.hpp"
+
+using namespace orderly;
+using namespace orderly::model;
+
+namespace {
+
+void make_a_few_pools() {
+  const auto make = [] {
+    options settings;
+    settings.capacity = std::size_t{1} << 20;
+    settings.granule = settings.chunk = std::size_t{1} << 14;
+    return std::make_unique<pool>(test::make_paper_source(std::size_t{1} << 14, std::make_shared<test::paper_map>(),
+                                                          std::make_shared<test::source_log>()),
+                                  settings);
+  };
+  const auto a = make(), b = make(), c = make();
+  a->deallocate(a->allocate(1));
+}
+
+struct orders {
+  const char* group = nullptr;
+  std::string scenario;
+  const char* replay = nullptr;
+  long bound = -1;
+  long stale = -1;
+  std::uint64_t random = 0;
+  std::uint64_t seed = 0;
+  bool seeded = false;
+  bool list = false;
+};
+
+[[nodiscard]] int misuse(const char* why, const char* what) {
+  std::fprintf(stderr, "%s: %s\n", why, what);
+  return 2;
+}
+
+[[nodiscard]] bool run(const scenario_info& of, const orders& asked) {
+  const auto begin = std::chrono::steady_clock::now();
+  const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
+  const auto verdict = [&](const outcome& all) {
+    if (of.of.must_fail && all.failed) std::printf("%s/%s: found, as it must be\n", of.group, of.name);
+    if (of.of.must_fail && !all.failed) std::printf("%s/%s: FAILED: it was not found\n", of.group, of.name);
+    return all.failed == of.of.must_fail;
+  };
+  if (asked.random != 0) {
+    const outcome all = sample(of, asked.seed, asked.random);
+    std::printf("%s/%s: %llu random executions from seed %llu, %.2f s\n", of.group, of.name,
+                static_cast<unsigned long long>(all.executions), static_cast<unsigned long long>(asked.seed), seconds());
+    return verdict(all);
+  }
+  const unsigned usual = std::getenv("ORDERLY_TEST_LONG") != nullptr ? of.of.long_bound : of.of.short_bound;
+  const unsigned bound = asked.bound >= 0 ? static_cast<unsigned>(asked.bound) : usual;
+  const unsigned stale = asked.stale >= 0 ? static_cast<unsigned>(asked.stale) : std::min(bound, of.of.stale);
+  const outcome all = explore(of, bound, stale);
+  std::printf("%s/%s: bound %u, old values %u: %llu executions, %llu cut short, %u objects, %.2f s\n", of.group, of.name,
+              bound, stale, static_cast<unsigned long long>(all.executions), static_cast<unsigned long long>(all.pruned),
+              all.shared, seconds());
+  return verdict(all);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  orders asked;
+  for (int i = 1; i < count; ++i) {
+    const std::string_view option = arguments[i];
+    if (option == "--list") {
+      asked.list = true;
+      continue;
+    }
+    if (i + 1 == count) return misuse("this option is unknown, or needs a value", arguments[i]);
+    const char* const value = arguments[++i];
+    if (option == "--group") asked.group = value;
+    else if (option == "--scenario") asked.scenario = value;
+    else if (option == "--replay") asked.replay = value;
+    else if (option == "--bound") asked.bound = std::strtol(value, nullptr, 0);
+    else if (option == "--stale") asked.stale = std::strtol(value, nullptr, 0);
+    else if (option == "--random") asked.random = std::strtoull(value, nullptr, 0);
+    else if (option == "--seed") asked.seed = std::strtoull(value, nullptr, 0), asked.seeded = true;
+    else return misuse("this option is unknown", arguments[i - 1]);
+  }
+  if (!asked.seeded) asked.seed = std::random_device{}() & 0xffffff;
+  prepare(make_a_few_pools);
+  std::size_t matched = 0;
+  bool met = true;
+  for (const scenario_info& each : all_scenarios()) {
+    const std::string name = std::string(each.group) + "/" + each.name;
+    if (asked.group != nullptr && std::strcmp(asked.group, each.group) != 0) continue;
+    if (!asked.scenario.empty() && asked.scenario != name) continue;
+    ++matched;
+    if (asked.list)
+      std::printf("%s\n", name.c_str());
+    else if (asked.replay != nullptr)
+      met = replay(each, asked.replay) && met;
+    else
+      met = run(each, asked) && met;
+    std::fflush(stdout);
+  }
+  if (matched == 0) return misuse("no scenario is called", asked.group != nullptr ? asked.group : asked.scenario.c_str());
+  return met ? 0 : 1;
+}
