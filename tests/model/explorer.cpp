@@ -33,6 +33,7 @@ constexpr std::size_t view_bytes = std::size_t{1} << 30;
 constexpr std::uint64_t most_operations = 200000;  ///< of one execution: more are no progress
 constexpr std::uint32_t most_objects = 8192;
 constexpr unsigned most_options = 31;
+constexpr unsigned most_lines = 2000;
 
 /// The explorer's own memory, apart from the scenarios'.
 template <class T>
@@ -195,8 +196,15 @@ struct engine {
     std::byte* begin;
     own_vector<std::byte> image;
   };
-  own_vector<segment> segments;
-  own_vector<std::byte> first_memory;  ///< what the process took before any execution
+  own_vector<segment> segments;  ///< what each execution starts with: the program's data, and what it took before
+  struct allocation {
+    std::byte* begin;
+    std::size_t size;
+    bool live;
+  };
+  own_vector<allocation> first;  ///< what it took before
+  std::size_t first_used = 0;
+  bool warming = false;
   std::array<std::byte, 2 * sizeof(void*)>* caught = nullptr;
 
   // Of a scenario.
@@ -217,6 +225,7 @@ struct engine {
   bool inside = false;  ///< memory is the execution's
   bool exploring = false;
   bool printing = false;
+  mutable unsigned lines = 0;  ///< printed of an execution; past `most_lines` the rest is left out
   fiber* current = nullptr;
   scenario* running = nullptr;
   jmp_buf stop{};
@@ -570,7 +579,7 @@ struct engine {
 
   void print(const char* what, const object& x, std::uint64_t value, order how, const place& from,
              const char* remark = "") const {
-    if (!printing) return;
+    if (!printing || ++lines > most_lines) return;
     static constexpr std::array orders{"relaxed", "consume", "acquire", "release", "acq_rel", "seq_cst"};
     const char* const slash = std::strrchr(from.file_name(), '/');
     std::printf("  thread %u  op %-4llu %-8s object %-4u %#llx  %s  %s:%u%s\n", current->id,
@@ -579,7 +588,7 @@ struct engine {
                 static_cast<unsigned>(from.line()), remark);
   }
   void print(const char* what, const place& from) const {
-    if (!printing) return;
+    if (!printing || ++lines > most_lines) return;
     const char* const slash = std::strrchr(from.file_name(), '/');
     std::printf("  thread %u  op %-4llu %s  %s:%u\n", current->id, static_cast<unsigned long long>(current->operations), what,
                 slash != nullptr ? slash + 1 : from.file_name(), static_cast<unsigned>(from.line()));
@@ -601,9 +610,7 @@ struct engine {
       f.operations = f.steps = 0;
     }
     fibers[main_thread].finished = true;  // it waits for the others
-    arena& first = fibers[main_thread].memory;
-    std::memcpy(first.begin, first_memory.data(), first_memory.size());
-    first.used = first_memory.size();
+    fibers[main_thread].memory.used = first_used;
     std::memset(tables.begin, 0, tables.used);
     tables.used = 0;
     views.used = 0;
@@ -741,6 +748,11 @@ std::vector<scenario_info>& registered_scenarios() {
 /// Tells the find, and repeats it step by step.
 void report(const scenario_info& of, std::uint64_t number) {
   engine& e = *the;
+  if (of.of.must_fail) {
+    std::printf("%s/%s: in execution %llu: %s\n", of.group, of.name, static_cast<unsigned long long>(number),
+                e.failure.c_str());
+    return;
+  }
   const own_string first = e.failure;
   e.script = e.decisions;
   std::printf("%s/%s: FAILED in execution %llu: %s\n", of.group, of.name, static_cast<unsigned long long>(number),
@@ -751,6 +763,7 @@ void report(const scenario_info& of, std::uint64_t number) {
   e.by = mode::repeated;
   e.victim = most_threads;
   e.printing = true;
+  e.lines = 0;
   if (e.run() != ending::failed || e.failure != first)
     std::printf("  repeated, it ends otherwise: %s\n", e.how_ended == ending::failed ? e.failure.c_str() : "well");
   e.printing = false;
@@ -1110,13 +1123,12 @@ void prepare(void (*warm_up)()) {
   }
   e.current = &e.fibers[main_thread];
   // What the library makes once in a process belongs to the state that each execution starts with.
-  e.inside = true;
+  e.inside = e.warming = true;
   warm_up();
   e.run_exits(*e.current);
-  e.inside = false;
+  e.inside = e.warming = false;
   std::memcpy(e.locals, e.fresh_locals.data(), e.locals_bytes);
-  const arena& first = e.fibers[main_thread].memory;
-  e.first_memory.assign(first.begin, first.begin + first.used);
+  e.first_used = e.fibers[main_thread].memory.used;
 
   stack_t apart{};
   apart.ss_sp = map_memory(stack_bytes);
@@ -1129,6 +1141,8 @@ void prepare(void (*warm_up)()) {
     static_cast<void>(sigaction(number, &action, nullptr));
   }
   static_cast<void>(dl_iterate_phdr(note_segment, nullptr));
+  for (const auto& each : e.first)
+    if (each.live) e.segments.push_back({each.begin, own_vector<std::byte>(each.begin, each.begin + each.size)});
 }
 
 outcome explore(const scenario_info& of, unsigned bound, unsigned stale_bound) {
@@ -1248,6 +1262,7 @@ bool replay(const scenario_info& of, const char* script) {
     if (*at == ',') ++at;
   }
   e.printing = true;
+  e.lines = 0;
   const ending how = e.run();
   e.printing = false;
   std::printf("%s/%s: %s\n", of.group, of.name, how == ending::failed ? e.failure.c_str() : "ends well");
@@ -1270,11 +1285,14 @@ using orderly::model::the;
   }
   void* const memory = the->current->memory.take(bytes, alignment);
   if (memory == nullptr) throw std::bad_alloc();
+  if (the->warming) the->first.push_back({static_cast<std::byte*>(memory), bytes, true});
   return memory;
 }
 
 void give(void* memory) noexcept {
   if (memory == nullptr || the == nullptr) return;
+  if (the->warming)
+    for (auto& each : the->first) each.live = each.live && each.begin != memory;
   for (const auto& each : the->fibers)
     if (each.memory.contains(memory)) return;
   if (!the->inside) std::free(memory);
