@@ -148,9 +148,13 @@ void* pool::state::press_locked(const request& wanted, front* mine, std::unique_
     const activity after = watch(mine);
     // Nobody was at work while we looked everywhere: what was not found is live.
     if (!before.inside && !after.inside && reclaimed.complete && before.steps == after.steps) return nullptr;
-    const auto another_step = [&] { return watch(mine).steps != after.steps; };
     if (!after.inside) continue;  // on the way out just now
-    while (!wait_for(patience::long_one, another_step))
+    // Leaving is no step of its own: who was seen inside may have counted its last call already.
+    const auto got_on = [&] {
+      const activity now = watch(mine);
+      return now.steps != after.steps || !now.inside;
+    };
+    while (!wait_for(patience::long_one, got_on))
       if (!store_.memory().in_source()) return nullptr;  // stopped threads hold what they hold
   }
   return nullptr;
