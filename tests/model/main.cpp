@@ -9,6 +9,10 @@
 //   --replay CHOICES               of one scenario, the execution that a find has printed
 //   --list
 // Exit status: 0 no find, 1 a find, 2 a mistake in these.
+#define DOCTEST_CONFIG_IMPLEMENT
+#include <doctest/doctest.h>
+
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -49,6 +53,11 @@ struct orders {
   bool seeded = false;
   bool list = false;
 };
+
+/// The audits of tests/support check by doctest.
+void on_assertion(const doctest::AssertData& of) {
+  if (of.m_failed) fail("%s:%d: %s, which is %s", of.m_file, of.m_line, of.m_expr, of.m_decomp.c_str());
+}
 
 [[nodiscard]] int misuse(const char* why, const char* what) {
   std::fprintf(stderr, "%s: %s\n", why, what);
@@ -101,6 +110,9 @@ int main(int count, char** arguments) {
     else return misuse("this option is unknown", arguments[i - 1]);
   }
   if (!asked.seeded) asked.seed = std::random_device{}() & 0xffffff;
+  doctest::Context audits;
+  audits.setAsDefaultForAssertsOutOfTestCases();
+  audits.setAssertHandler(on_assertion);
   prepare(make_a_few_pools);
   std::size_t matched = 0;
   bool met = true;
