@@ -28,7 +28,9 @@ arena::arena(std::unique_ptr<memory_source> source, const geometry& shape) noexc
     : source_(std::move(source)), shape_(shape), soft_limit_(shape.limit) {}
 
 arena::~arena() {
-  if (base_ != nullptr) source_->release(base_, shape_.bytes(shape_.total_granules));
+  if (base_ == nullptr) return;
+  tools_.end();
+  source_->release(base_, shape_.bytes(shape_.total_granules));
 }
 
 bool arena::open() noexcept {

@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 
+#include "annotate.hpp"
 #include "atomic.hpp"
 #include "block_word.hpp"
 #include "chunk_table.hpp"
@@ -41,6 +42,11 @@ class arena {
 
   /// Reserves the range. False: the source, or the system for the tables, refused.
   [[nodiscard]] bool open() noexcept;
+
+  /// From now on tools are told of the range; see annotate.hpp. Before the first commit. False: no memory.
+  [[nodiscard]] bool annotate(free_order by) noexcept { return tools_.begin(*source_, shape_, base_, by); }
+  [[nodiscard]] annotations& tools() noexcept { return tools_; }
+  [[nodiscard]] const annotations& tools() const noexcept { return tools_; }
 
   /// While set, whoever takes a block leaves committed what it has too much: a stream may still use it. Set before such
   /// blocks are given, which the taker's claim acquires (W in buddy.hpp).
@@ -92,10 +98,14 @@ class arena {
     counted_source& operator=(const counted_source&) = delete;
     ~counted_source() { of_.in_source_.fetch_sub(1, seq_cst); }
     [[nodiscard]] bool commit(void* address, std::size_t bytes) const noexcept {
-      return of_.source_->commit(address, bytes);
+      if (!of_.source_->commit(address, bytes)) return false;
+      of_.tools_.committed(address, bytes);
+      return true;
     }
     [[nodiscard]] bool decommit(void* address, std::size_t bytes) const noexcept {
-      return of_.source_->decommit(address, bytes);
+      if (!of_.source_->decommit(address, bytes)) return false;
+      of_.tools_.decommitted(address, bytes);
+      return true;
     }
 
    private:
@@ -112,6 +122,7 @@ class arena {
   alignas(64) atomic<std::size_t> committed_{0};
   atomic<std::size_t> peak_committed_{0};
   atomic<std::size_t> soft_limit_{0};
+  annotations tools_;
 };
 
 }  // namespace orderly::detail

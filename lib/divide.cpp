@@ -156,6 +156,7 @@ void pool::state::give_piece(const division& of, node n) noexcept {
 /// No part is live, and no stream uses the block. Pre: owned.
 void pool::state::free_whole(const division& of) noexcept {
   const slow_section marked(*this, nullptr);
+  store_.memory().tools().taken_back(of.pointer, of.requested, of.block.length);
   count_free(nullptr, of.requested);
   give_piece(of, of.block.n);
 }
@@ -170,7 +171,12 @@ void pool::state::part(const division& of) noexcept {
   allocations_.fetch_add(count - 1, relaxed);      // a figure: the parts are in the block's place
   store_.divide(of.block.n, of.part_order, live);  // 1
   const std::uint64_t word = block_word::live(whole, 0, 0).bits();
-  live.each_live([&](std::uint32_t part) { store_.word(of.node_at(part, 0)).store(word, release); });    // 2
+  store_.memory().tools().taken_back(of.pointer, of.requested, of.block.length);
+  live.each_live([&](std::uint32_t part) {
+    const node n = of.node_at(part, 0);
+    store_.memory().tools().handed_out(store_.memory().address(n.granule()), of.part_bytes, of.part_bytes);
+    store_.word(n).store(word, release);  // 2
+  });
   store_.word(of.block.n).store(block_word::split().bits(), release);                                    // 3
   live.each_free([&](std::uint32_t part, unsigned order) { give_piece(of, of.node_at(part, order)); });  // 4
 }

@@ -85,7 +85,8 @@ pool::state::state(std::unique_ptr<memory_source> source, const options& setting
   asymmetric_barrier::prepare();
   set_rules();
   const std::size_t limit = shape().limit;
-  if (!store_.open() || !depot_.open(bounds::magazines) || !fronts_.reserve(most_fronts) ||
+  if (!store_.open() || !store_.memory().annotate(lanes_ == nullptr ? free_order::program : free_order::stream) ||
+      !depot_.open(bounds::magazines) || !fronts_.reserve(most_fronts) ||
       !front_blocks_.reserve(most_fronts * blocks_per_front_) || !class_table_.reserve(front_granules_))
     throw out_of_memory(shape().capacity, 0, limit);
   for (std::uint64_t last_granule = 0; last_granule < front_granules_; ++last_granule)
@@ -190,9 +191,10 @@ std::size_t pool::state::rounded(std::size_t bytes) const noexcept {
 void* pool::state::hand_out(front* of, const request& wanted, node n) noexcept {
   const std::uint64_t length = store_.length(n, wanted.shape.sixteenths);
   const unsigned home = of != nullptr && wanted.of_class != no_class ? of->number : 0;
+  void* const block = store_.memory().address(shape().granule(n));
+  store_.memory().tools().handed_out(block, wanted.bytes, length);
   // owned -> live, or cached -> live for a block of a magazine in hand: nobody else may touch the word.
   store_.word(n).store(block_word::live(wanted.shape.sixteenths, length - wanted.bytes, home).bits(), relaxed);
-  void* const block = store_.memory().address(shape().granule(n));
   if (of != nullptr) {
     front::add(of->allocations, 1);
     return count_requested(*of, wanted.bytes, block);
@@ -372,6 +374,7 @@ error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* r
     // live -> owned or returning, the check, past the front. Relaxed: give() or the parcel publishes. When another thread
     // is faster, look again.
     if (!store_.word(block.n).compare_exchange_strong(expected, next.bits(), relaxed, relaxed)) continue;
+    store_.memory().tools().taken_back(pointer, requested, block.length);
     count_free(mine, requested);
     if (home != 0) {
       const auto unused = static_cast<std::uint32_t>(block.word.unused());
@@ -411,6 +414,7 @@ bool pool::state::return_home(lane* in, void* pointer, std::size_t bytes) noexce
         // live -> returning, the check of this free: of several threads that free one block, one CAS succeeds. Relaxed:
         // the parcel hands the block on.
         if (!word.compare_exchange_strong(expected, returning.bits(), relaxed, relaxed)) return false;
+        store_.memory().tools().taken_back(pointer, bytes, rules_[of_class].bytes);
         r.home = home;
         r.blocks[count] = static_cast<std::uint32_t>(position);
         r.unused[count] = static_cast<std::uint32_t>(seen.unused());
@@ -887,7 +891,9 @@ bool pool::state::owns(const void* pointer) const noexcept {
 
 std::size_t pool::state::block_size(const void* pointer) const noexcept {
   const auto offset = store_.memory().offset(pointer);
-  return offset ? store_.find_live(*offset).length : 0;
+  const block_store::found block = offset ? store_.find_live(*offset) : block_store::found{};
+  if (block.exists) store_.memory().tools().length_asked(pointer, block.length - block.word.unused(), block.length);
+  return block.length;
 }
 
 void pool::state::visit(void (*report)(void*, const block_info&), void* context) const {

@@ -363,7 +363,8 @@ inline void* pool::state::allocate_here(const FindFront& find, std::size_t bytes
   if (last_granule >= front_granules_) return otherwise();
   front* const mine = find();
   if (mine == nullptr) return otherwise();
-  front_magazine& m = mine->magazines[class_table_[last_granule]];
+  const std::size_t of_class = class_table_[last_granule];
+  front_magazine& m = mine->magazines[of_class];
   bool served = false;
   void* block = nullptr;
   {
@@ -372,10 +373,11 @@ inline void* pool::state::allocate_here(const FindFront& find, std::size_t bytes
     if (inside && count != 0) [[likely]] {
       const std::uint64_t position = m.blocks[count - 1];
       m.count.store(count - 1, relaxed);  // own; others read it as a figure
+      block = base_ + (position << m.shift);
+      store_.memory().tools().handed_out(block, bytes, rules_[of_class].bytes);
       // cached -> live: the front's owner alone may touch the word. The user hands the block on with an order of his own.
       m.words[position].store(m.live(bytes).bits(), relaxed);
       front::add(mine->allocations, 1);
-      block = base_ + (position << m.shift);
       served = true;
     }
   }
@@ -391,7 +393,8 @@ inline error pool::state::deallocate_here(const FindFront& find, void* pointer, 
   if (last_granule >= front_granules_ || offset >= tree_bytes_) return otherwise();
   front* const mine = find();
   if (mine == nullptr) return otherwise();
-  front_magazine& m = mine->magazines[class_table_[last_granule]];
+  const std::size_t of_class = class_table_[last_granule];
+  front_magazine& m = mine->magazines[of_class];
   if ((offset & m.offset_mask) != 0) return otherwise();
   bool served = false;
   {
@@ -404,6 +407,7 @@ inline error pool::state::deallocate_here(const FindFront& find, void* pointer, 
       // block_word.hpp. Relaxed: the block's bytes go to their next user with the magazine, or stay with this thread.
       if (m.unrequested.requested_in(block_word(word.load(relaxed))) == bytes) [[likely]] {
         word.store(m.cached.bits(), relaxed);
+        store_.memory().tools().taken_back(pointer, bytes, rules_[of_class].bytes);
         m.blocks[count] = static_cast<std::uint32_t>(position);
         m.count.store(count + 1, relaxed);  // own; others read it as a figure
         front::add(mine->frees, 1);

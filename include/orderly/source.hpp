@@ -36,6 +36,11 @@ class ORDERLY_API memory_source {
   /// decommit() are not called, and the pool splits and merges across the whole range.
   [[nodiscard]] virtual bool is_virtual() const noexcept = 0;
 
+  /// True: what is committed is memory of this process like any other, which the host may touch. In a build for
+  /// AddressSanitizer or Memcheck these are told of it: what is no live block's, no access is right to. False: they are
+  /// told nothing.
+  [[nodiscard]] virtual bool is_host_memory() const noexcept { return false; }
+
   /// Reserves `bytes` of addresses aligned to `alignment`. Null: refused.
   [[nodiscard]] virtual void* reserve(std::size_t bytes, std::size_t alignment) noexcept = 0;
 

@@ -12,6 +12,7 @@ class fixed_buffer_source final : public memory_source {
   [[nodiscard]] std::size_t granularity() const noexcept override { return 1; }
   [[nodiscard]] std::size_t capacity() const noexcept override { return bytes_; }
   [[nodiscard]] bool is_virtual() const noexcept override { return false; }
+  [[nodiscard]] bool is_host_memory() const noexcept override { return true; }
 
   [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
     const bool aligned = (reinterpret_cast<std::uintptr_t>(buffer_) & (alignment - 1)) == 0;

@@ -30,6 +30,7 @@ class host_source final : public memory_source {
     return physical < most_capacity ? physical : most_capacity;
   }
   [[nodiscard]] bool is_virtual() const noexcept override { return true; }
+  [[nodiscard]] bool is_host_memory() const noexcept override { return true; }
 
   [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
     const std::size_t extra = alignment > page_ ? alignment : 0;

@@ -130,6 +130,7 @@ class failing_source final : public memory_source {
   [[nodiscard]] std::size_t preferred_chunk() const noexcept override { return inner_->preferred_chunk(); }
   [[nodiscard]] std::size_t capacity() const noexcept override { return inner_->capacity(); }
   [[nodiscard]] bool is_virtual() const noexcept override { return inner_->is_virtual(); }
+  [[nodiscard]] bool is_host_memory() const noexcept override { return inner_->is_host_memory(); }
 
   [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
     const std::lock_guard hold(log_->mutex_);
