@@ -373,11 +373,11 @@ inline void* pool::state::allocate_here(const FindFront& find, std::size_t bytes
     if (inside && count != 0) [[likely]] {
       const std::uint64_t position = m.blocks[count - 1];
       m.count.store(count - 1, relaxed);  // own; others read it as a figure
-      block = base_ + (position << m.shift);
-      store_.memory().tools().handed_out(block, bytes, rules_[of_class].bytes);
+      store_.memory().tools().handed_out(base_ + (position << m.shift), bytes, rules_[of_class].bytes);
       // cached -> live: the front's owner alone may touch the word. The user hands the block on with an order of his own.
       m.words[position].store(m.live(bytes).bits(), relaxed);
       front::add(mine->allocations, 1);
+      block = base_ + (position << m.shift);
       served = true;
     }
   }
