@@ -1,14 +1,14 @@
 /// \file
 /// The C interface to pools of device memory. The handles are those of lib/c_api.cpp.
-#include "c_api.hpp"
+#include "orderly/orderly_cuda.h"
 
 #include <cstdio>
 #include <exception>
 #include <memory>
 #include <stdexcept>
 
+#include "c_api.hpp"
 #include "orderly/cuda.hpp"
-#include "orderly/orderly_cuda.h"
 #include "orderly/stream_pool.hpp"
 #include "runtime.hpp"
 

@@ -1,9 +1,9 @@
+#include "kernel_handoff.hpp"
+
 #include <algorithm>
 #include <bit>
 #include <stdexcept>
 #include <string>
-
-#include "kernel_handoff.hpp"
 
 namespace orderly {
 

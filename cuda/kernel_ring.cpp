@@ -1,10 +1,10 @@
+#include "kernel_handoff.hpp"
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
 #include <stdexcept>
 #include <vector>
-
-#include "kernel_handoff.hpp"
 
 namespace orderly {
 

@@ -1,6 +1,7 @@
+#include "orderly/cuda.hpp"
+
 #include <cstdint>
 
-#include "orderly/cuda.hpp"
 #include "runtime.hpp"
 
 namespace orderly {

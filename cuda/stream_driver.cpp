@@ -1,10 +1,11 @@
+#include "orderly/cuda.hpp"
+
 #include <cstdint>
 #include <memory>
 #include <new>
 #include <optional>
 
 #include "event_pool.hpp"
-#include "orderly/cuda.hpp"
 #include "runtime.hpp"
 
 namespace orderly {

@@ -1,6 +1,8 @@
 /// \file The C interface. A handle is a number that is never used twice: the low bits name a place in a table that is
 /// never freed, the rest count how often that place was used. So a handle whose pool is gone is recognised without
 /// touching it.
+#include "c_api.hpp"
+
 #include <array>
 #include <bit>
 #include <cstdint>
@@ -12,7 +14,6 @@
 #include <utility>
 
 #include "atomic.hpp"
-#include "c_api.hpp"
 #include "orderly/orderly.h"
 #include "orderly/pool.hpp"
 

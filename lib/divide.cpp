@@ -13,11 +13,11 @@
 /// Linearization   the live block ceases to be with live -> owned, a part is born with its word.
 /// Progress        lock-free but for a block that a front handed out (take_from_home), a record of other streams, and
 ///                 an event: these take mutexes.
+#include "pool_state.hpp"
+
 #include <bit>
 #include <cstdio>
 #include <new>
-
-#include "pool_state.hpp"
 
 namespace orderly {
 
@@ -28,7 +28,7 @@ namespace {
 /// A block that other streams use too is divided into at most so many: each one's streams are noted.
 constexpr std::uint64_t most_recorded = 65536;
 
-[[nodiscard]] std::string hexadecimal(const void* pointer) {
+[[nodiscard]] std::string printed(const void* pointer) {
   char text[2 + 2 * sizeof pointer + 1];
   std::snprintf(text, sizeof text, "%p", pointer);
   return text;
@@ -60,7 +60,7 @@ error pool::state::plan_division(division& of, std::string* why) const noexcept 
   const auto refuse = [&](error code, const auto& reason) {
     if (why == nullptr) return code;
     try {
-      *why = "orderly: cannot divide " + hexadecimal(of.pointer) + " into parts of " + std::to_string(of.part_bytes) +
+      *why = "orderly: cannot divide " + printed(of.pointer) + " into parts of " + std::to_string(of.part_bytes) +
              " bytes: " + reason();
     } catch (const std::bad_alloc&) {  // then the code has to do
     }

@@ -1,10 +1,10 @@
 /// \file
 /// Passes over lanes: what was freed in a stream, on its way to every other.
+#include "pool_state.hpp"
+
 #include <algorithm>
 #include <array>
 #include <new>
-
-#include "pool_state.hpp"
 
 namespace orderly {
 

@@ -1,10 +1,10 @@
 /// \file
 /// Passes: what is done under the mutex. Other threads allocate and free all the while.
+#include "pool_state.hpp"
+
 #include <algorithm>
 #include <bitset>
 #include <chrono>
-
-#include "pool_state.hpp"
 
 namespace orderly {
 

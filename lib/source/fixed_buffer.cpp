@@ -1,6 +1,6 @@
-#include <cstdint>
-
 #include "orderly/source.hpp"
+
+#include <cstdint>
 
 namespace orderly {
 namespace {

@@ -1,9 +1,9 @@
+#include "orderly/source.hpp"
+
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdint>
-
-#include "orderly/source.hpp"
 
 namespace orderly {
 namespace {

@@ -3,13 +3,13 @@
 /// alone decide.
 ///
 /// Everything is guarded by one mutex, which is held while an item runs.
+#include "executor.hpp"
+
 #include <algorithm>
 #include <deque>
 #include <mutex>
 #include <utility>
 #include <vector>
-
-#include "executor.hpp"
 
 namespace orderly::detail {
 namespace {

@@ -10,11 +10,11 @@
 ///                     does that here, and its promise (a free happens before the next allocation of the same bytes) is
 ///                     one that ThreadSanitizer does not take for an edge.
 /// Progress        put waits for no worker.
+#include "executor.hpp"
+
 #include <mutex>
 #include <thread>
 #include <utility>
-
-#include "executor.hpp"
 
 namespace orderly::detail {
 namespace {
