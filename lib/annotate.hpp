@@ -84,13 +84,13 @@ class annotations {
 
 class annotations {
  public:
-  [[nodiscard]] static bool begin(const memory_source&, const geometry&, std::byte*, free_order) noexcept { return true; }
-  static void end() noexcept {}
-  static void committed(void*, std::size_t) noexcept {}
-  static void decommitted(void*, std::size_t) noexcept {}
-  static void handed_out(void*, std::size_t, std::size_t) noexcept {}
-  static void taken_back(void*, std::size_t, std::size_t) noexcept {}
-  static void length_asked(const void*, std::size_t, std::size_t) noexcept {}
+  [[nodiscard]] bool begin(const memory_source&, const geometry&, std::byte*, free_order) noexcept { return true; }
+  void end() noexcept {}
+  void committed(void*, std::size_t) noexcept {}
+  void decommitted(void*, std::size_t) noexcept {}
+  void handed_out(void*, std::size_t, std::size_t) noexcept {}
+  void taken_back(void*, std::size_t, std::size_t) noexcept {}
+  void length_asked(const void*, std::size_t, std::size_t) const noexcept {}
 };
 
 #endif

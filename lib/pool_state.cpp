@@ -698,7 +698,7 @@ front* pool::state::new_front() noexcept {
   const std::lock_guard lock(front_mutex_);
   const std::size_t index = front_count_.load(relaxed);  // changed under this mutex only
   if (index == most_fronts) return nullptr;
-  front* const f = new (&fronts_[index]) front;
+  auto* const f = new (&fronts_[index]) front;
   f->number = static_cast<std::uint32_t>(index + 1);
   std::uint32_t* blocks = &front_blocks_[index * blocks_per_front_];
   for (std::size_t c = 0; c < classes_; ++c) {

@@ -20,7 +20,7 @@ struct registry {
 
 /// Never destroyed: threads exit, and static pools are destroyed, after static destruction has begun.
 registry& all() {
-  static registry* const instance = new registry;
+  static auto* const instance = new registry;
   return *instance;
 }
 
