@@ -30,7 +30,7 @@ class event_pool {
     const outside_capture apart;
     cudaEvent_t event = nullptr;
     const auto create = [&] { return cudaEventCreateWithFlags(&event, cudaEventDisableTiming); };
-    return guard.holds() && cuda_call(create) == cudaSuccess ? event : nullptr;
+    return guard.holds() && cuda_call("cudaEventCreateWithFlags", create) == cudaSuccess ? event : nullptr;
   }
 
   /// The event may still be pending: recording it anew leaves alone the waits for its earlier record.
@@ -49,7 +49,7 @@ class event_pool {
   void destroy(cudaEvent_t event) noexcept {
     const device_guard guard(device_);
     const outside_capture apart;
-    static_cast<void>(cuda_call([&] { return cudaEventDestroy(event); }));
+    static_cast<void>(cuda_call("cudaEventDestroy", [&] { return cudaEventDestroy(event); }));
   }
 
  private:

@@ -13,9 +13,11 @@ using detail::kernel_loan;
 namespace {
 
 [[nodiscard]] std::shared_ptr<stream_driver> driver_of(int device) {
+  const detail::failure_watch watch;
   auto driver = make_cuda_stream_driver(device);
   if (driver == nullptr)
-    throw std::invalid_argument("orderly::kernel_handoff: there is no CUDA device " + std::to_string(device));
+    throw std::invalid_argument("orderly::kernel_handoff: there is no CUDA device " + std::to_string(device) +
+                                watch.text());
   return driver;
 }
 
@@ -47,13 +49,13 @@ std::byte* kernel_handoff::state::stage(std::size_t bytes) { return static_cast<
 bool kernel_handoff::state::copy(void* to, const void* from, std::size_t bytes, stream_handle stream) noexcept {
   const detail::device_guard guard(device_);
   const auto enqueue = [&] { return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, detail::named(stream)); };
-  return guard.holds() && cuda_call(enqueue) == cudaSuccess;
+  return guard.holds() && cuda_call("cudaMemcpyAsync", enqueue) == cudaSuccess;
 }
 
 bool kernel_handoff::state::clear(void* at, std::size_t bytes, stream_handle stream) noexcept {
   const detail::device_guard guard(device_);
-  return guard.holds() &&
-         cuda_call([&] { return cudaMemsetAsync(at, 0, bytes, detail::named(stream)); }) == cudaSuccess;
+  const auto enqueue = [&] { return cudaMemsetAsync(at, 0, bytes, detail::named(stream)); };
+  return guard.holds() && cuda_call("cudaMemsetAsync", enqueue) == cudaSuccess;
 }
 
 void kernel_handoff::state::leave(std::unique_ptr<kernel_loan> loan) noexcept {
@@ -112,7 +114,9 @@ kernel_loan::kernel_loan(kernel_handoff::state& by, const char* what, std::size_
     refuse("smaller than the pool's granule of " + std::to_string(by.pool.granule()) +
            "; make the pool with a granule of at most " + std::to_string(std::max<std::size_t>(item_bytes, 16)) +
            ", or ask for larger items");
-  if (by.driver->capture(stream) != 0) refuse("the stream captures, or there is none; kernels are lent memory outside");
+  const failure_watch watch;
+  if (by.driver->capture(stream) != 0)
+    refuse("the stream captures, or there is none; kernels are lent memory outside" + watch.text());
 }
 
 kernel_loan::~kernel_loan() {

@@ -20,8 +20,10 @@ class kernel_lease::loan final : public detail::kernel_loan {
                                   std::to_string(largest) + " bytes; make several leases, or a kernel_ring");
     make_records(bytes_of_records(), bytes_of_records());
     block_.emplace(by.pool, count * item_bytes, stream);
+    const detail::failure_watch watch;
     if (!by.clear(records(), bytes_of_records(), stream))
-      throw std::invalid_argument("orderly::kernel_lease: the stream refuses a memset; is it one of the device?");
+      throw std::invalid_argument("orderly::kernel_lease: the stream refuses a memset; is it one of the device?" +
+                                  watch.text());
   }
   ~loan() override {
     if (block_ && where() == place::lost) block_->release();

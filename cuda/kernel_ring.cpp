@@ -24,8 +24,10 @@ class kernel_ring::loan final : public detail::kernel_loan {
       start.put = start.end = count;
       std::memcpy(staged_, runs_.data(), runs_.size() * sizeof(cuda::ring_run));
       std::memcpy(staged_ + state_, &start, sizeof start);
+      const detail::failure_watch watch;
       if (!by.copy(records(), staged_, freed_, stream) || !by.clear(records() + freed_, returns_ - freed_, stream))
-        throw std::invalid_argument("orderly::kernel_ring: the stream refuses a copy; is it one of the device?");
+        throw std::invalid_argument("orderly::kernel_ring: the stream refuses a copy; is it one of the device?" +
+                                    watch.text());
     } catch (...) {
       free_items();
       throw;

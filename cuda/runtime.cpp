@@ -13,6 +13,10 @@ namespace {
 constinit atomic<bool> over{false};
 constinit atomic<std::uint64_t> calls{0};
 
+std::string describe(const failed_call& failed) {
+  return std::string(failed.function) + ": " + cudaGetErrorName(failed.error) + ", " + cudaGetErrorString(failed.error);
+}
+
 /// What can come of orderly's own requests, and is over with the answer. Whatever else a call returns, it reports: a
 /// kernel that failed, a lost device. That stays for the program to see.
 bool is_ours(cudaError_t failure) noexcept {
@@ -47,6 +51,8 @@ bool is_ours(cudaError_t failure) noexcept {
 
 }  // namespace
 
+constinit thread_local failed_call last_failure;
+
 bool cuda_is_over() noexcept { return over.load(relaxed); }  // a hint: see the declaration
 
 void watch_for_exit() noexcept {
@@ -57,7 +63,7 @@ void watch_for_exit() noexcept {
 
 bool cuda_device_exists(int device) noexcept {
   int count = 0;
-  const cudaError_t result = cuda_call([&] { return cudaGetDeviceCount(&count); });
+  const cudaError_t result = cuda_call("cudaGetDeviceCount", [&] { return cudaGetDeviceCount(&count); });
   if (result != cudaSuccess || device < 0 || device >= count) return false;
   watch_for_exit();
   return true;
@@ -74,28 +80,40 @@ void settle_failure(cudaError_t before, cudaError_t failure) noexcept {
   if (before == cudaSuccess && is_ours(failure)) static_cast<void>(cudaGetLastError());
 }
 
+void note_failure(const char* function, cudaError_t failure) noexcept {
+  if (failure != cudaErrorNotReady) last_failure = {function, failure, last_failure.number + 1};
+}
+
+std::string failure_watch::text() const {
+  return last_failure.number == before_ ? "" : " (" + describe(last_failure) + ")";
+}
+
 device_guard::device_guard(int device) noexcept {
   int current = none;
-  if (cuda_call([&] { return cudaGetDevice(&current); }) != cudaSuccess) return;
-  holds_ = current == device || cuda_call([&] { return cudaSetDevice(device); }) == cudaSuccess;
+  if (cuda_call("cudaGetDevice", [&] { return cudaGetDevice(&current); }) != cudaSuccess) return;
+  holds_ = current == device || cuda_call("cudaSetDevice", [&] { return cudaSetDevice(device); }) == cudaSuccess;
   if (holds_ && current != device) previous_ = current;
 }
 
 device_guard::~device_guard() {
-  if (previous_ != none) static_cast<void>(cuda_call([&] { return cudaSetDevice(previous_); }));
+  if (previous_ != none) static_cast<void>(cuda_call("cudaSetDevice", [&] { return cudaSetDevice(previous_); }));
 }
 
-outside_capture::outside_capture() noexcept
-    : exchanged_(cuda_call([&] { return cudaThreadExchangeStreamCaptureMode(&mode_); }) == cudaSuccess) {}
+outside_capture::outside_capture() noexcept : exchanged_(exchange()) {}
 
 outside_capture::~outside_capture() {
-  if (exchanged_) static_cast<void>(cuda_call([&] { return cudaThreadExchangeStreamCaptureMode(&mode_); }));
+  if (exchanged_) static_cast<void>(exchange());
+}
+
+bool outside_capture::exchange() noexcept {
+  const auto call = [&] { return cudaThreadExchangeStreamCaptureMode(&mode_); };
+  return cuda_call("cudaThreadExchangeStreamCaptureMode", call) == cudaSuccess;
 }
 
 void* driver_function(const char* name) noexcept {
   void* address = nullptr;
   cudaDriverEntryPointQueryResult outcome = cudaDriverEntryPointSymbolNotFound;
-  const cudaError_t result = cuda_call([&] {
+  const cudaError_t result = cuda_call("cudaGetDriverEntryPoint", [&] {
 #if CUDART_VERSION >= 12050  // since then; the other one is deprecated in 13
     return cudaGetDriverEntryPointByVersion(name, &address, 12000, cudaEnableLegacyStream, &outcome);
 #else
@@ -121,5 +139,9 @@ driver_functions driver_functions::find() noexcept {
 namespace orderly {
 
 std::uint64_t cuda_calls() noexcept { return detail::calls.load(detail::relaxed); }  // a figure
+
+std::string cuda_failure() {
+  return detail::last_failure.function == nullptr ? "" : detail::describe(detail::last_failure);
+}
 
 }  // namespace orderly

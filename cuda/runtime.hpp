@@ -1,14 +1,18 @@
 /// \file
 /// The one door to CUDA: every call goes through cuda_call() or driver_call(), which count it, make none while the
-/// process exits, keep the thread's last error in order, and give the outcome as a value. And guards for what a thread
-/// has set in CUDA.
+/// process exits, keep the thread's last error in order, note what failed, and give the outcome as a value. And guards
+/// for what a thread has set in CUDA.
 #pragma once
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+#include <string>
+
 #include "atomic.hpp"
 #include "orderly/stream.hpp"
+#include "thread_fronts.hpp"
 
 namespace orderly::detail {
 
@@ -28,23 +32,54 @@ void count_cuda_call() noexcept;
 /// After a call that failed: puts the thread's last error right. `before`: what it was when the call began.
 void settle_failure(cudaError_t before, cudaError_t failure) noexcept;
 
-/// Runs a call of the CUDA runtime.
+/// Remembers a call that failed, for the thread's cuda_failure(). That an event is not ready is none. The codes of the
+/// driver are those of the runtime. `function`: a literal.
+void note_failure(const char* function, cudaError_t failure) noexcept;
+
+/// The call that failed last in a thread.
+struct failed_call {
+  const char* function = nullptr;
+  cudaError_t error = cudaSuccess;
+  std::uint64_t number = 0;  ///< of failures
+};
+ORDERLY_FIXED_OFFSET extern constinit thread_local failed_call last_failure;
+
+/// Tells what failed in its thread while it lives. Costs a load.
+class failure_watch {
+ public:
+  failure_watch() noexcept : before_(last_failure.number) {}
+  failure_watch(const failure_watch&) = delete;
+  failure_watch& operator=(const failure_watch&) = delete;
+  ~failure_watch() = default;
+
+  /// The end of a message: the last call that failed since, in parentheses and behind a space. Empty: none.
+  [[nodiscard]] std::string text() const;
+
+ private:
+  std::uint64_t before_;
+};
+
+/// Runs a call of the CUDA runtime. `function`: its name.
 template <class Call>
-[[nodiscard]] cudaError_t cuda_call(const Call& call) noexcept {
+[[nodiscard]] cudaError_t cuda_call(const char* function, const Call& call) noexcept {
   if (cuda_is_over()) return cudaErrorCudartUnloading;
   const cudaError_t before = cudaPeekAtLastError();
   count_cuda_call();
   const cudaError_t result = call();
-  if (result != cudaSuccess) settle_failure(before, result);
+  if (result == cudaSuccess) return result;
+  settle_failure(before, result);
+  note_failure(function, result);
   return result;
 }
 
 /// Runs a call of the CUDA driver. These have no last error.
 template <class Call>
-[[nodiscard]] CUresult driver_call(const Call& call) noexcept {
+[[nodiscard]] CUresult driver_call(const char* function, const Call& call) noexcept {
   if (cuda_is_over()) return CUDA_ERROR_DEINITIALIZED;
   count_cuda_call();
-  return call();
+  const CUresult result = call();
+  if (result != CUDA_SUCCESS) note_failure(function, static_cast<cudaError_t>(result));
+  return result;
 }
 
 /// The handle null means one of two streams, depending on how its caller was compiled. These names do not.
@@ -80,6 +115,8 @@ class outside_capture {
   ~outside_capture();
 
  private:
+  [[nodiscard]] bool exchange() noexcept;
+
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
   bool exchanged_ = false;
 };

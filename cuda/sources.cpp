@@ -11,7 +11,9 @@ using detail::cuda_call;
 
 /// How one kind of memory is had and given back, and how it is aligned at least.
 struct memory_kind {
+  const char* allocate_name;
   cudaError_t (*allocate)(void** address, std::size_t bytes);
+  const char* free_name;
   cudaError_t (*free)(void* address);
   std::size_t alignment;
 };
@@ -19,17 +21,21 @@ struct memory_kind {
 constexpr std::size_t cuda_alignment = 256;  // CUDA promises it for every allocation
 
 constexpr memory_kind device_memory{
-    [](void** address, std::size_t bytes) { return cudaMalloc(address, bytes); },
-    [](void* address) { return cudaFree(address); },
+    "cudaMalloc",   [](void** address, std::size_t bytes) { return cudaMalloc(address, bytes); },
+    "cudaFree",     [](void* address) { return cudaFree(address); },
     cuda_alignment,
 };
 constexpr memory_kind pinned_memory{
+    "cudaHostAlloc",
     [](void** address, std::size_t bytes) { return cudaHostAlloc(address, bytes, cudaHostAllocPortable); },
+    "cudaFreeHost",
     [](void* address) { return cudaFreeHost(address); },
     cuda_alignment,
 };
 constexpr memory_kind managed_memory{
+    "cudaMallocManaged",
     [](void** address, std::size_t bytes) { return cudaMallocManaged(address, bytes, cudaMemAttachGlobal); },
+    "cudaFree",
     [](void* address) { return cudaFree(address); },
     cuda_alignment,
 };
@@ -74,15 +80,15 @@ class flat_source final : public memory_source {
     const detail::device_guard guard(device_);
     const detail::outside_capture apart;
     void* address = nullptr;
-    const bool had = guard.holds() && cuda_call([&] { return kind_.allocate(&address, bytes); }) == cudaSuccess;
-    return had ? address : nullptr;
+    const auto call = [&] { return kind_.allocate(&address, bytes); };
+    return guard.holds() && cuda_call(kind_.allocate_name, call) == cudaSuccess ? address : nullptr;
   }
 
   void free() noexcept {
     const detail::device_guard guard(device_);
     const detail::outside_capture apart;
     // A failure means that the device is lost, and its memory with it, or that the process ends.
-    static_cast<void>(cuda_call([&] { return kind_.free(allocation_); }));
+    static_cast<void>(cuda_call(kind_.free_name, [&] { return kind_.free(allocation_); }));
     allocation_ = nullptr;
   }
 
@@ -97,7 +103,8 @@ std::size_t most_of_free_memory(int device) noexcept {
   const detail::device_guard guard(device);
   std::size_t free = 0;
   std::size_t total = 0;
-  if (!guard.holds() || cuda_call([&] { return cudaMemGetInfo(&free, &total); }) != cudaSuccess) return 0;
+  const auto ask = [&] { return cudaMemGetInfo(&free, &total); };
+  if (!guard.holds() || cuda_call("cudaMemGetInfo", ask) != cudaSuccess) return 0;
   constexpr std::size_t unit = std::size_t{2} << 20;
   return (free - free / 16) / unit * unit;
 }
@@ -114,7 +121,7 @@ std::unique_ptr<memory_source> make_cuda_pinned_source(std::size_t bytes) {
   // Page-locked memory belongs to the context that is current when it is made, and is of use in all.
   int device = 0;
   if (!detail::cuda_device_exists(device)) return nullptr;
-  if (cuda_call([&] { return cudaGetDevice(&device); }) != cudaSuccess) return nullptr;
+  if (cuda_call("cudaGetDevice", [&] { return cudaGetDevice(&device); }) != cudaSuccess) return nullptr;
   return std::make_unique<flat_source>(pinned_memory, device, bytes);
 }
 

@@ -54,7 +54,7 @@ class cuda_stream_driver final : public stream_driver {
       case stream_kind::created:
         // The question invalidates a capture that the stream takes part in (seen with driver 580).
         if (capture_of(handle) != 0) return 0;
-        if (cuda_call([&] { return cudaStreamGetId(handle, &number); }) != cudaSuccess) return 0;
+        if (cuda_call("cudaStreamGetId", [&] { return cudaStreamGetId(handle, &number); }) != cudaSuccess) return 0;
         return number << 2 | static_cast<std::uint64_t>(stream_kind::created);
       case stream_kind::legacy:
         return device_bits() << 2 | static_cast<std::uint64_t>(stream_kind::legacy);
@@ -80,20 +80,22 @@ class cuda_stream_driver final : public stream_driver {
     unsigned long long number = 0;
     cudaGraph_t graph = nullptr;
     const auto ask = [&] { return cudaStreamGetCaptureInfo(of.handle(), &status, &number, &graph); };
-    if (cuda_call(ask) != cudaSuccess || status != cudaStreamCaptureStatusActive || graph == nullptr) return false;
+    if (cuda_call("cudaStreamGetCaptureInfo", ask) != cudaSuccess || status != cudaStreamCaptureStatusActive ||
+        graph == nullptr)
+      return false;
     std::unique_ptr<farewell> told(new (std::nothrow) farewell{nullptr, context});
     if (told == nullptr) return false;
     cudaUserObject_t kept = nullptr;
     const auto create = [&] {
       return cudaUserObjectCreate(&kept, told.get(), farewell::forget, 1, cudaUserObjectNoDestructorSync);
     };
-    if (cuda_call(create) != cudaSuccess) return false;
+    if (cuda_call("cudaUserObjectCreate", create) != cudaSuccess) return false;
     farewell* const known = told.release();  // CUDA's from now on
     known->gone = gone;                      // before the graph can let it go
     const auto keep = [&] { return cudaGraphRetainUserObject(graph, kept, 1, cudaGraphUserObjectMove); };
-    if (cuda_call(keep) == cudaSuccess) return true;
+    if (cuda_call("cudaGraphRetainUserObject", keep) == cudaSuccess) return true;
     known->gone = nullptr;
-    static_cast<void>(cuda_call([&] { return cudaUserObjectRelease(kept, 1); }));
+    static_cast<void>(cuda_call("cudaUserObjectRelease", [&] { return cudaUserObjectRelease(kept, 1); }));
     return false;
   }
 
@@ -102,7 +104,7 @@ class cuda_stream_driver final : public stream_driver {
     if (!of.possible() || capture_of(of.handle()) != 0) return nullptr;
     auto* const event = events_.take();
     if (event == nullptr) return nullptr;
-    if (cuda_call([&] { return cudaEventRecord(event, of.handle()); }) != cudaSuccess) {
+    if (cuda_call("cudaEventRecord", [&] { return cudaEventRecord(event, of.handle()); }) != cudaSuccess) {
       events_.give(event);
       return nullptr;
     }
@@ -119,41 +121,45 @@ class cuda_stream_driver final : public stream_driver {
     const use of(*this, stream);
     if (!of.possible() || capture_of(of.handle()) != 0) return false;
     const auto put_wait = [&] { return cudaStreamWaitEvent(of.handle(), static_cast<cudaEvent_t>(event), 0); };
-    return cuda_call(put_wait) == cudaSuccess;
+    return cuda_call("cudaStreamWaitEvent", put_wait) == cudaSuccess;
   }
 
   [[nodiscard]] event_status query(event_handle event) noexcept override {
     auto* const marker = static_cast<cudaEvent_t>(event);
     if (driver_.found()) {
-      const CUresult result = outside_capture_by_driver([&] { return driver_.event_query(marker); });
+      const CUresult result = outside_capture_by_driver("cuEventQuery", [&] { return driver_.event_query(marker); });
       if (result == CUDA_SUCCESS) return event_status::complete;
       if (result == CUDA_ERROR_NOT_READY) return event_status::pending;
       if (result != CUDA_ERROR_INVALID_CONTEXT) return event_status::failed;
     }
     const detail::device_guard guard(device_);
     const detail::outside_capture apart;
-    switch (cuda_call([&] { return cudaEventQuery(marker); })) {
-      case cudaSuccess: return event_status::complete;
-      case cudaErrorNotReady: return event_status::pending;
-      default: return event_status::failed;
+    switch (cuda_call("cudaEventQuery", [&] { return cudaEventQuery(marker); })) {
+      case cudaSuccess:
+        return event_status::complete;
+      case cudaErrorNotReady:
+        return event_status::pending;
+      default:
+        return event_status::failed;
     }
   }
 
   [[nodiscard]] bool synchronize(event_handle event) noexcept override {
     auto* const marker = static_cast<cudaEvent_t>(event);
     if (driver_.found()) {
-      const CUresult result = outside_capture_by_driver([&] { return driver_.event_synchronize(marker); });
+      const auto wait_for = [&] { return driver_.event_synchronize(marker); };
+      const CUresult result = outside_capture_by_driver("cuEventSynchronize", wait_for);
       if (result != CUDA_ERROR_INVALID_CONTEXT) return result == CUDA_SUCCESS;
     }
     const detail::device_guard guard(device_);
     const detail::outside_capture apart;
-    return cuda_call([&] { return cudaEventSynchronize(marker); }) == cudaSuccess;
+    return cuda_call("cudaEventSynchronize", [&] { return cudaEventSynchronize(marker); }) == cudaSuccess;
   }
 
   [[nodiscard]] bool synchronize_all() noexcept override {
     const detail::device_guard guard(device_);
     const detail::outside_capture apart;
-    return guard.holds() && cuda_call([] { return cudaDeviceSynchronize(); }) == cudaSuccess;
+    return guard.holds() && cuda_call("cudaDeviceSynchronize", [] { return cudaDeviceSynchronize(); }) == cudaSuccess;
   }
 
   void release(event_handle event) noexcept override {
@@ -181,23 +187,26 @@ class cuda_stream_driver final : public stream_driver {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     unsigned long long number = 0;
     // The parameters behind these three differ between CUDA 12 and 13, and are optional in both.
-    const cudaError_t result = cuda_call([&] { return cudaStreamGetCaptureInfo(handle, &status, &number); });
-    if (result != cudaSuccess) return unknown_capture;
+    const auto ask = [&] { return cudaStreamGetCaptureInfo(handle, &status, &number); };
+    if (cuda_call("cudaStreamGetCaptureInfo", ask) != cudaSuccess) return unknown_capture;
     switch (status) {
-      case cudaStreamCaptureStatusNone: return 0;
-      case cudaStreamCaptureStatusActive: return number + 1;
-      default: return unknown_capture;  // invalidated: the number is not valid then
+      case cudaStreamCaptureStatusNone:
+        return 0;
+      case cudaStreamCaptureStatusActive:
+        return number + 1;
+      default:
+        return unknown_capture;  // invalidated: the number is not valid then
     }
   }
 
   template <class Call>
-  [[nodiscard]] CUresult outside_capture_by_driver(const Call& call) const noexcept {
+  [[nodiscard]] CUresult outside_capture_by_driver(const char* function, const Call& call) const noexcept {
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
     const auto exchange = [&] { return driver_.exchange_capture_mode(&mode); };
-    const CUresult exchanged = detail::driver_call(exchange);
+    const CUresult exchanged = detail::driver_call("cuThreadExchangeStreamCaptureMode", exchange);
     if (exchanged != CUDA_SUCCESS) return exchanged;
-    const CUresult result = detail::driver_call(call);
-    static_cast<void>(detail::driver_call(exchange));
+    const CUresult result = detail::driver_call(function, call);
+    static_cast<void>(detail::driver_call("cuThreadExchangeStreamCaptureMode", exchange));
     return result;
   }
 
@@ -221,11 +230,11 @@ std::shared_ptr<void> make_cuda_stream(int device) {
   const detail::outside_capture apart;
   cudaStream_t stream = nullptr;
   const auto create = [&] { return cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking); };
-  if (!guard.holds() || cuda_call(create) != cudaSuccess) return nullptr;
+  if (!guard.holds() || cuda_call("cudaStreamCreateWithFlags", create) != cudaSuccess) return nullptr;
   return {stream, [device](cudaStream_t made) {
             const detail::device_guard back(device);
             const detail::outside_capture from_any;
-            static_cast<void>(cuda_call([&] { return cudaStreamDestroy(made); }));
+            static_cast<void>(cuda_call("cudaStreamDestroy", [&] { return cudaStreamDestroy(made); }));
           }};
 }
 

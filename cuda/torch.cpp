@@ -95,19 +95,21 @@ std::size_t part_of_memory(int device, double fraction) noexcept {
   const device_guard guard(device);
   std::size_t free = 0;
   std::size_t total = 0;
-  if (!guard.holds() || cuda_call([&] { return cudaMemGetInfo(&free, &total); }) != cudaSuccess) return SIZE_MAX;
+  const auto ask = [&] { return cudaMemGetInfo(&free, &total); };
+  if (!guard.holds() || cuda_call("cudaMemGetInfo", ask) != cudaSuccess) return SIZE_MAX;
   return static_cast<std::size_t>(static_cast<double>(total) * fraction);
 }
 
 /// Pre: the mutex is held.
 stream_pool* make_pool(int device) {
   const environment given = read_environment();
+  const failure_watch watch;
   auto source = orderly::make_cuda_device_source(device, given.capacity);
   auto driver = orderly::make_cuda_stream_driver(device);
   const std::string name = "device " + std::to_string(device);
   if (source == nullptr || driver == nullptr)
     throw std::runtime_error("orderly: there is no CUDA " + name +
-                             " here, or its driver is older than the CUDA runtime");
+                             " here, or its driver is older than the CUDA runtime" + watch.text());
   const double fraction = places[static_cast<std::size_t>(device)].fraction;
   std::size_t bytes = source->capacity();
   if (fraction < 1) bytes = std::min(bytes, part_of_memory(device, fraction));
@@ -123,7 +125,8 @@ stream_pool* make_pool(int device) {
     throw std::runtime_error(
         "CUDA out of memory. orderly: " + name + " does not give the " + std::to_string(bytes) +
         " bytes in one piece that its pool is to have; set ORDERLY_TORCH_CAPACITY to less, or raise "
-        "the memory fraction if it is set");
+        "the memory fraction if it is set" +
+        watch.text());
   }
 }
 
@@ -152,14 +155,14 @@ stream_pool* owner_of(const void* pointer, int& device) noexcept {
   return nullptr;
 }
 
-[[noreturn]] void throw_out_of_memory(const stream_pool& of, std::size_t size, int device) {
+[[noreturn]] void throw_out_of_memory(const stream_pool& of, std::size_t size, int device, const failure_watch& watch) {
   const orderly::stream_statistics now = of.stats();
   throw std::runtime_error(
       "CUDA out of memory. orderly: " + std::to_string(size) + " bytes were asked for on device " +
       std::to_string(device) + ". Its pool has " + std::to_string(now.memory.capacity) +
       " bytes: " + std::to_string(now.memory.allocated) + " in use (" + std::to_string(now.memory.requested) +
       " requested), " + std::to_string(now.held) +
-      " freed in streams that are not done with them. Free tensors, or raise ORDERLY_TORCH_CAPACITY");
+      " freed in streams that are not done with them. Free tensors, or raise ORDERLY_TORCH_CAPACITY" + watch.text());
 }
 
 }  // namespace
@@ -169,10 +172,13 @@ extern "C" {
 void* orderly_torch_alloc(std::size_t size, int device, void* stream) {
   if (size == 0) return nullptr;
   stream_pool& of = pool_of(device);
+  const failure_watch watch;
   try {
     return of.allocate(size, stream);
   } catch (const orderly::out_of_memory&) {
-    throw_out_of_memory(of, size, device);
+    throw_out_of_memory(of, size, device, watch);
+  } catch (const std::invalid_argument& e) {
+    throw std::runtime_error(e.what() + watch.text());
   }
 }
 
@@ -198,10 +204,11 @@ void orderly_torch_record_stream(void* ptr, void* stream) {
   if (ptr == nullptr) return;
   int device = 0;
   stream_pool* const of = owner_of(ptr, device);
+  const failure_watch watch;
   const orderly::error code = of != nullptr ? of->record_stream(ptr, stream) : orderly::error::foreign_pointer;
   if (code == orderly::error::none) return;
-  std::fprintf(stderr, "orderly: use of %p in stream %p cannot be recorded: %s\n", ptr, stream,
-               orderly::to_string(code));
+  std::fprintf(stderr, "orderly: use of %p in stream %p cannot be recorded: %s%s\n", ptr, stream,
+               orderly::to_string(code), watch.text().c_str());
 }
 
 void orderly_torch_reset(void) {
@@ -242,7 +249,7 @@ void* orderly_torch_base_alloc(void* ptr, std::size_t* size) {
   CUdeviceptr base = 0;
   std::size_t bytes = 0;
   const auto call = [&] { return find(&base, &bytes, reinterpret_cast<CUdeviceptr>(ptr)); };
-  if (find == nullptr || driver_call(call) != CUDA_SUCCESS) return ptr;
+  if (find == nullptr || driver_call("cuMemGetAddressRange", call) != CUDA_SUCCESS) return ptr;
   if (size != nullptr) *size = bytes;
   return reinterpret_cast<void*>(base);
 }

@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "orderly/export.h"
 #include "orderly/source.hpp"
@@ -61,5 +62,10 @@ namespace orderly {
 /// Calls of CUDA that orderly has made in this process, those apart that only look at a thread's last error. For tests
 /// and benchmarks: the difference over a number of operations is what they cost in calls.
 [[nodiscard]] ORDERLY_API std::uint64_t cuda_calls() noexcept;
+
+/// The call of CUDA that failed last inside orderly in the calling thread, and its error, as in "cudaMalloc:
+/// cudaErrorMemoryAllocation, out of memory". Empty: none has. For messages, where a function has answered null or false
+/// or thrown out_of_memory; a success does not clear it. That an event is not ready yet is no failure.
+[[nodiscard]] ORDERLY_API std::string cuda_failure();
 
 }  // namespace orderly

@@ -58,12 +58,18 @@ namespace orderly {
 
 namespace detail {
 
+[[nodiscard]] inline std::string failure_or_none() {
+  const std::string failure = cuda_failure();
+  return failure.empty() ? "none" : failure;
+}
+
 [[nodiscard]] inline std::shared_ptr<stream_pool> make_pool_of(std::unique_ptr<memory_source> source, int device,
                                                                const stream_options& settings) {
   std::shared_ptr<stream_driver> driver = make_cuda_stream_driver(device);
   if (source == nullptr || driver == nullptr)
     throw std::runtime_error("orderly: CUDA device " + std::to_string(device) +
-                             " cannot be used; is there a driver, and such a device (cudaGetDeviceCount)?");
+                             " cannot be used; is there a driver, and such a device (cudaGetDeviceCount)? The last "
+                             "failure: " + failure_or_none());
   return std::make_shared<stream_pool>(std::move(source), std::move(driver), settings);
 }
 
@@ -188,7 +194,8 @@ class cuda_resource {
       if (pool == nullptr) throw std::invalid_argument("orderly::cuda_resource: the pool is null");
       if (idle == nullptr)
         throw std::runtime_error("orderly::cuda_resource: no stream can be made on device " + std::to_string(device) +
-                                 "; is it there (cudaGetDeviceCount), and has it memory left?");
+                                 "; is it there (cudaGetDeviceCount), and has it memory left? The last failure: " +
+                                 detail::failure_or_none());
     }
     shared(const shared&) = delete;
     shared& operator=(const shared&) = delete;
