@@ -1,28 +1,24 @@
-// Leases and rings from making to return, without a device: a stand-in for the CUDA runtime runs copies and kernels in
+// Leases and rings from making to return, without a device: the stand-in of software_cuda.cpp runs copies and kernels in
 // software streams, and a kernel is the device code's algorithm, run by threads of the host. Copies and kernels are
 // plain accesses, so that ThreadSanitizer reports an order that is missing.
-#include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "faults.hpp"
 #include "orderly/cuda.hpp"
 #include "orderly/cuda_kernel.hpp"
 #include "orderly/software_stream.hpp"
+#include "software_cuda.hpp"
 #include "support/lanes.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
@@ -33,177 +29,14 @@ using namespace orderly::test;
 
 namespace {
 
-/// The runtime, as far as leases and rings use it.
-struct software_runtime {
-  explicit software_runtime(software_schedule schedule) : device(schedule), driver(device.driver()) {}
-
-  software_device device;
-  std::shared_ptr<stream_driver> driver;
-  std::map<cudaStream_t, software_stream*> streams;
-  cudaStream_t capturing = nullptr;
-  std::set<std::string> failing;
-  std::mutex mutex;  ///< of what follows
-  std::map<std::string, int> calls;
-  std::set<void*> blocks;
-  cudaError_t last_error = cudaSuccess;
-
-  cudaError_t answer(const char* function, cudaError_t otherwise = cudaSuccess) {
-    const std::lock_guard lock(mutex);
-    ++calls[function];
-    const cudaError_t result = failing.contains(function) ? cudaErrorInvalidValue : otherwise;
-    if (result != cudaSuccess) last_error = result;
-    return result;
-  }
-};
-
-std::optional<software_runtime> runtime;
-
-struct software_event {
-  event_handle handle = nullptr;
-};
-software_event& of(cudaEvent_t event) { return *reinterpret_cast<software_event*>(event); }
-
-cudaError_t allocate(const char* function, void** address, std::size_t bytes) {
-  const cudaError_t result = runtime->answer(function);
-  if (result != cudaSuccess) return result;
-  *address = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-  const std::lock_guard lock(runtime->mutex);
-  runtime->blocks.insert(*address);
-  return result;
-}
-
-cudaError_t free_block(const char* function, void* address) {
-  for (const auto& [handle, stream] : runtime->streams) stream->synchronize();  // CUDA waits for the device, too
-  {
-    const std::lock_guard lock(runtime->mutex);
-    CHECK(runtime->blocks.erase(address) == 1);
-  }
-  std::free(address);
-  return runtime->answer(function);
-}
-
-cudaError_t enqueue(const char* function, cudaStream_t stream, std::function<void()> work) {
-  const cudaError_t result =
-      runtime->answer(function, runtime->streams.contains(stream) ? cudaSuccess : cudaErrorInvalidValue);
-  if (result == cudaSuccess) runtime->streams.at(stream)->enqueue(std::move(work));
-  return result;
-}
-
-}  // namespace
-
-extern "C" {
-
-cudaError_t cudaPeekAtLastError() { return runtime->last_error; }
-cudaError_t cudaGetLastError() { return std::exchange(runtime->last_error, cudaSuccess); }
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return runtime->answer("cudaGetDeviceCount");
-}
-cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return runtime->answer("cudaGetDevice");
-}
-cudaError_t cudaSetDevice(int) { return runtime->answer("cudaSetDevice"); }
-cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) {
-  return runtime->answer("cudaThreadExchangeStreamCaptureMode");
-}
-#if CUDART_VERSION >= 12050
-cudaError_t cudaGetDriverEntryPointByVersion(const char*, void**, unsigned, unsigned long long,
-                                             cudaDriverEntryPointQueryResult* outcome) {
-#else
-cudaError_t cudaGetDriverEntryPoint(const char*, void**, unsigned long long, cudaDriverEntryPointQueryResult* outcome) {
-#endif
-  *outcome = cudaDriverEntryPointSymbolNotFound;
-  return cudaSuccess;
-}
-cudaError_t cudaMalloc(void** address, std::size_t bytes) { return allocate("cudaMalloc", address, bytes); }
-cudaError_t cudaHostAlloc(void** address, std::size_t bytes, unsigned) {
-  return allocate("cudaHostAlloc", address, bytes);
-}
-cudaError_t cudaMallocManaged(void** address, std::size_t bytes, unsigned) {
-  return allocate("cudaMallocManaged", address, bytes);
-}
-cudaError_t cudaFree(void* address) { return free_block("cudaFree", address); }
-cudaError_t cudaFreeHost(void* address) { return free_block("cudaFreeHost", address); }
-cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
-  *free = *total = std::size_t{1} << 30;
-  return runtime->answer("cudaMemGetInfo");
-}
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
-  CHECK(kind == cudaMemcpyDefault);
-  return enqueue("cudaMemcpyAsync", stream, [=] { std::memcpy(to, from, bytes); });
-}
-cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t stream) {
-  return enqueue("cudaMemsetAsync", stream, [=] { std::memset(at, value, bytes); });
-}
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = reinterpret_cast<cudaEvent_t>(new software_event);
-  return runtime->answer("cudaEventCreateWithFlags");
-}
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  const cudaError_t result = runtime->answer("cudaEventRecord");
-  if (result != cudaSuccess) return result;
-  if (of(event).handle != nullptr) runtime->driver->release(of(event).handle);
-  of(event).handle = runtime->driver->record(stream);
-  return of(event).handle == nullptr ? cudaErrorInvalidValue : cudaSuccess;
-}
-// No stream of the stand-in captures.
-cudaError_t cudaUserObjectCreate(cudaUserObject_t*, void*, cudaHostFn_t, unsigned, unsigned) {
-  return cudaErrorNotSupported;
-}
-cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t, unsigned, unsigned) { return cudaErrorNotSupported; }
-cudaError_t cudaUserObjectRelease(cudaUserObject_t, unsigned) { return cudaErrorNotSupported; }
-cudaError_t cudaDeviceSynchronize() {
-  return runtime->driver->synchronize_all() ? cudaSuccess : cudaErrorUnknown;
-}
-cudaError_t cudaEventQuery(cudaEvent_t event) {
-  const cudaError_t result = runtime->answer("cudaEventQuery");
-  if (result != cudaSuccess) return result;
-  return runtime->driver->query(of(event).handle) == event_status::complete ? cudaSuccess : cudaErrorNotReady;
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  const cudaError_t result = runtime->answer("cudaEventSynchronize");
-  if (result != cudaSuccess) return result;
-  return runtime->driver->synchronize(of(event).handle) ? cudaSuccess : cudaErrorInvalidValue;
-}
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  if (of(event).handle != nullptr) runtime->driver->release(of(event).handle);
-  delete &of(event);
-  return cudaSuccess;
-}
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  const cudaError_t result = runtime->answer("cudaStreamWaitEvent");
-  if (result != cudaSuccess) return result;
-  return runtime->driver->wait(stream, of(event).handle) ? cudaSuccess : cudaErrorInvalidValue;
-}
-cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* number) {
-  *number = runtime->driver->identity(stream);
-  return runtime->answer("cudaStreamGetId", *number == 0 ? cudaErrorInvalidValue : cudaSuccess);
-}
-cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* number,
-                                     cudaGraph_t*, const cudaGraphNode_t**,
-#if CUDART_VERSION >= 13000
-                                     const cudaGraphEdgeData**,
-#endif
-                                     std::size_t*) {
-  *status = stream == runtime->capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-  *number = 0;
-  return runtime->answer("cudaStreamGetCaptureInfo");
-}
-
-}  // extern "C"
-
-namespace {
-
 constexpr std::size_t mib = std::size_t{1} << 20;
 
-/// Runtime, streams and a pool; at the end nothing is left over.
+/// Streams and a pool; at the end nothing is left over.
 struct bench {
   explicit bench(std::size_t bytes = 4 * mib, software_schedule schedule = software_schedule::lazy,
                  std::size_t granule = 256) {
-    runtime.emplace(schedule);
-    for (int i = 0; i < 3; ++i) stream.push_back(std::make_unique<software_stream>(runtime->device));
-    for (const auto& each : stream) runtime->streams[(*this)[each]] = each.get();
+    restart_software_cuda(schedule);
+    for (cudaStream_t& each : stream) REQUIRE(cudaStreamCreateWithFlags(&each, cudaStreamNonBlocking) == cudaSuccess);
     stream_options settings;
     settings.memory.granule = granule;
     settings.memory.on_bad_free = on_bad_free::count;
@@ -215,21 +48,18 @@ struct bench {
   ~bench() {
     by.reset();
     pool.reset();
-    CHECK(runtime->last_error == cudaSuccess);
-    CHECK(runtime->blocks.empty());
-    stream.clear();
-    runtime.reset();
+    CHECK(cudaGetLastError() == cudaSuccess);
+    CHECK(things_left(cuda_thing::block) == 0);
+    CHECK(things_left(cuda_thing::event) == 0);
+    for (cudaStream_t const each : stream) CHECK(cudaStreamDestroy(each) == cudaSuccess);
   }
 
-  [[nodiscard]] cudaStream_t operator[](const std::unique_ptr<software_stream>& of) const {
-    return static_cast<cudaStream_t>(of->handle());
-  }
-  [[nodiscard]] cudaStream_t operator[](std::size_t i) const { return (*this)[stream[i]]; }
+  [[nodiscard]] cudaStream_t operator[](std::size_t i) const { return stream[i]; }
 
   /// Puts a kernel of a few threads into a stream: work(thread, lanes).
   template <class Work>
   void launch(std::size_t in, std::size_t threads, Work work) {
-    stream[in]->enqueue([=] { run_threads(threads, [&](std::size_t self) { work(self, lone_lane{}); }); });
+    stream_of(stream[in]).enqueue([=] { run_threads(threads, [&](std::size_t self) { work(self, lone_lane{}); }); });
   }
 
   /// Everything is the pool's again, and merged.
@@ -250,7 +80,7 @@ struct bench {
     pool->deallocate(whole, pool->largest_divisible(), (*this)[0]);
   }
 
-  std::vector<std::unique_ptr<software_stream>> stream;
+  std::array<cudaStream_t, 3> stream{};
   std::optional<stream_pool> pool;
   std::optional<kernel_handoff> by;
 };
@@ -338,10 +168,10 @@ TEST_CASE("the same stream gets the same block for its next lease; calls are as 
     calls();
     CHECK(lease.give_back(b[0]));
     if (round != 0) CHECK(calls() == 6);
-    CHECK(b.stream[0]->synchronize());
+    CHECK(stream_of(b[0]).synchronize());
     calls();
     CHECK(lease.collect());
-    CHECK(calls() == 4);  // with the driver's own functions, 3
+    CHECK(calls() == 3);
     CHECK(freed == 1024);
     CHECK(lease.account().kept == 0);
   }
@@ -455,9 +285,9 @@ TEST_CASE("an owner may go in any state") {
     CHECK(home.wait());
   }
   CHECK(b.by->collect() == 5);
-  CHECK(b.stream[0]->synchronize());
+  CHECK(stream_of(b[0]).synchronize());
   CHECK(b.by->collect() == 1);
-  CHECK(b.stream[1]->synchronize());
+  CHECK(stream_of(b[1]).synchronize());
   kernel_lease another(*b.by, 256, 64, b[0]);  // making one collects too
   CHECK(b.pool->stats().memory.requested > 64 * 256);
   CHECK(another.give_back(b[0]));
@@ -504,18 +334,20 @@ TEST_CASE("what cannot be lent is refused, says why, and leaves nothing behind")
   refused("no blocks of a power of two above 4194304", [&] { kernel_lease(*b.by, SIZE_MAX, 1, b[0]); });
   refused("at most 2^30 items and room for 2^31", [&] { kernel_ring(*b.by, 256, 10, b[0], SIZE_MAX); });
   for (const char* const function : {"cudaMemsetAsync", "cudaMemcpyAsync"}) {
-    runtime->failing = {function};
+    stand_in.failures = {{function, cudaErrorInvalidValue}};
     const bool copies = std::string(function) == "cudaMemcpyAsync";
     if (!copies) refused("refuses a memset", [&] { kernel_lease(*b.by, 256, 64, b[0]); });
     refused("refuses a copy", [&] { kernel_ring(*b.by, 256, 64, b[0]); });
-    runtime->failing.clear();
+    stand_in.failures.clear();
   }
   CHECK_THROWS_AS(kernel_ring(*b.by, 256, mib / 64, b[0]), out_of_memory);
   CHECK_THROWS_AS(kernel_lease(*b.by, 256, 1U << 14, b[0]), out_of_memory);  // no room for its records beside it
-  runtime->capturing = b[0];
+  cudaGraph_t graph = nullptr;
+  REQUIRE(cudaStreamBeginCapture(b[0], cudaStreamCaptureModeGlobal) == cudaSuccess);
   refused("captures", [&] { kernel_lease(*b.by, 256, 64, b[0]); });
   refused("captures", [&] { kernel_ring(*b.by, 256, 64, b[0]); });
-  runtime->capturing = nullptr;
+  REQUIRE(cudaStreamEndCapture(b[0], &graph) == cudaSuccess);
+  CHECK(cudaGraphDestroy(graph) == cudaSuccess);
   CHECK_THROWS_AS(kernel_handoff(*b.pool, 7), std::invalid_argument);
   b.check_idle();
 }
@@ -527,18 +359,20 @@ TEST_CASE("a return that is refused can be made later, and is made by the handof
     kernel_lease lease(*b.by, 256, 64, b[0]);
     allocate_items(b, 0, lease.view(), got);
     for (const char* const function : {"cudaMemcpyAsync", "cudaEventRecord"}) {
-      runtime->failing = {function};
+      stand_in.failures = {{function, cudaErrorInvalidValue}};
       CHECK_FALSE(lease.give_back(b[0]));
       CHECK(lease.view().count == 64);
     }
-    runtime->failing.clear();
-    runtime->capturing = b[0];
+    stand_in.failures.clear();
+    REQUIRE(cudaStreamBeginCapture(b[0], cudaStreamCaptureModeGlobal) == cudaSuccess);
     CHECK_FALSE(lease.give_back(b[0]));
   }
   CHECK(b.by->collect() == 1);
-  runtime->capturing = nullptr;
+  cudaGraph_t graph = nullptr;
+  REQUIRE(cudaStreamEndCapture(b[0], &graph) == cudaSuccess);
+  CHECK(cudaGraphDestroy(graph) == cudaSuccess);
   CHECK(b.by->collect() == 1);  // given back now
-  CHECK(b.stream[0]->synchronize());
+  CHECK(stream_of(b[0]).synchronize());
   CHECK(b.by->collect() == 0);
   for (void* const item : got) CHECK(b.pool->try_deallocate(item, 256, b[0]) == error::none);
   b.check_idle();
@@ -549,13 +383,13 @@ TEST_CASE("where the device has failed, the memory stays live") {
   {
     kernel_lease lease(*b.by, 256, 64, b[0]);
     CHECK(lease.give_back(b[0]));
-    runtime->failing = {"cudaEventQuery", "cudaEventSynchronize"};
+    stand_in.failures = {{"cuEventQuery", cudaErrorIllegalAddress}, {"cuEventSynchronize", cudaErrorIllegalAddress}};
     CHECK_FALSE(lease.collect());
     CHECK_FALSE(lease.wait());
   }
   CHECK(b.by->collect() == 1);
   b.by.reset();
-  runtime->failing.clear();
+  stand_in.failures.clear();
   CHECK(b.pool->stats().memory.requested == 64 * 256);
 }
 

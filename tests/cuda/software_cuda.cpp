@@ -1,41 +1,39 @@
 #include "software_cuda.hpp"
 
 #include <cuda.h>
-#include <cuda_runtime_api.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <memory>
 #include <mutex>
-#include <string>
+#include <set>
 #include <utility>
 
-#include "orderly/software_stream.hpp"
+#include "faults.hpp"
 
-namespace {
+namespace orderly::test {
 
-using orderly::event_handle;
-using orderly::event_status;
+software_cuda stand_in;
 
-constexpr std::size_t alignment = 4096;
+}  // namespace orderly::test
 
-std::atomic<int> device_count = 2;
-std::atomic<std::size_t> free_memory = std::size_t{256} << 20;
-std::atomic<std::uint64_t> allocation_count = 0;
+struct CUgraph_st {
+  std::vector<CUuserObject_st*> objects;
+  orderly::software_graph work;
+};
 
-thread_local int current_device = 0;
-thread_local cudaError_t last_error = cudaSuccess;
-thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
+struct CUuserObject_st {
+  cudaHostFn_t gone;
+  void* context;
+};
 
 /// An event of the runtime outlives its records.
-struct event {
+struct CUevent_st {
   std::mutex mutex;
   std::shared_ptr<orderly::stream_driver> recorded_by;
-  event_handle record = nullptr;  ///< null: none yet, so the event counts as complete
+  orderly::event_handle record = nullptr;  ///< null: none yet, so the event counts as complete
 
-  void replace(std::shared_ptr<orderly::stream_driver> driver, event_handle next) {
+  void replace(std::shared_ptr<orderly::stream_driver> driver, orderly::event_handle next) {
     const std::lock_guard hold(mutex);
     if (record != nullptr) recorded_by->release(record);
     recorded_by = std::move(driver);
@@ -43,24 +41,64 @@ struct event {
   }
 };
 
+namespace {
+
+using namespace orderly::test;
+using orderly::event_status;
+
+constexpr std::size_t alignment = 4096;
+
+thread_local int current_device = 0;
+thread_local cudaError_t last_error = cudaSuccess;
+thread_local cudaStreamCaptureMode mode_of_thread = cudaStreamCaptureModeGlobal;
+
+/// The rest of the process is of no use, and the error does not go away.
+bool is_sticky(cudaError_t error) { return error == cudaErrorIllegalAddress || error == cudaErrorLaunchFailure; }
+
 class machine {
  public:
+  explicit machine(orderly::software_schedule schedule = orderly::software_schedule::workers, std::uint64_t seed = 0)
+      : device_(schedule, seed) {}
+
   /// One that never ends, as CUDA's does not: its threads may be at work until the process ends.
+  static machine*& only() {
+    static machine* it = nullptr;
+    return it;
+  }
   static machine& get() {
-    static machine& only = *new machine;
-    return only;
+    static std::mutex making;
+    const std::lock_guard hold(making);
+    if (only() == nullptr) only() = new machine;
+    return *only();
+  }
+
+  /// What a call returns that is to fail; cudaSuccess: it does not.
+  cudaError_t enter(const char* function) {
+    const std::lock_guard hold(mutex_);
+    if (stand_in.logs) stand_in.calls.emplace_back(function);
+    const auto failure = stand_in.failures.find(function);
+    return failure != stand_in.failures.end() ? failure->second : fault_of(function);
+  }
+  void unsafe() {
+    const std::lock_guard hold(mutex_);
+    stand_in.unsafe_call = stand_in.unsafe_call || mode_of_thread != cudaStreamCaptureModeRelaxed;
   }
 
   cudaStream_t open() {
     const std::lock_guard hold(mutex_);
-    auto made = std::make_unique<orderly::software_stream>(device_);
+    auto made = std::make_shared<orderly::software_stream>(device_);
     auto* const handle = static_cast<cudaStream_t>(made->handle());
     streams_[handle] = std::move(made);
+    device_of_[handle] = current_device;
+    count_made(cuda_thing::stream);
     return handle;
   }
   bool close(cudaStream_t handle) {
     const std::lock_guard hold(mutex_);
-    return streams_.erase(handle) == 1;
+    if (streams_.erase(handle) == 0) return false;
+    device_of_.erase(handle);
+    count_gone(cuda_thing::stream);
+    return true;
   }
 
   /// Null: no stream.
@@ -82,18 +120,23 @@ class machine {
     return free_on(device);
   }
   cudaError_t allocate(void** address, std::size_t bytes) {
-    ++allocation_count;
     const std::lock_guard hold(mutex_);
+    ++stand_in.allocations;
     if (bytes == 0 || bytes > free_on(current_device)) return cudaErrorMemoryAllocation;
     *address = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
     if (*address == nullptr) return cudaErrorMemoryAllocation;
-    blocks_[*address] = {bytes, current_device};
+    blocks_[*address] = bytes;
+    device_of_[*address] = current_device;
+    count_made(cuda_thing::block);
     return cudaSuccess;
   }
   cudaError_t free(void* address) {
+    static_cast<void>(driver()->synchronize_all());
     const std::lock_guard hold(mutex_);
     if (blocks_.erase(address) == 0) return cudaErrorInvalidValue;
+    device_of_.erase(address);
     std::free(address);
+    count_gone(cuda_thing::block);
     return cudaSuccess;
   }
   CUresult find_block(CUdeviceptr* base, std::size_t* bytes, CUdeviceptr of) {
@@ -102,30 +145,87 @@ class machine {
     if (at == blocks_.begin()) return CUDA_ERROR_NOT_FOUND;
     --at;
     const auto start = reinterpret_cast<CUdeviceptr>(at->first);
-    if (of >= start + at->second.bytes) return CUDA_ERROR_NOT_FOUND;
+    if (of >= start + at->second) return CUDA_ERROR_NOT_FOUND;
     if (base != nullptr) *base = start;
-    if (bytes != nullptr) *bytes = at->second.bytes;
+    if (bytes != nullptr) *bytes = at->second;
     return CUDA_SUCCESS;
   }
 
+  cudaEvent_t make_event() {
+    const std::lock_guard hold(mutex_);
+    auto* const made = new CUevent_st;
+    device_of_[made] = current_device;
+    count_made(cuda_thing::event);
+    return made;
+  }
+  bool destroy_event(cudaEvent_t event) {
+    const std::lock_guard hold(mutex_);
+    if (device_of_.erase(event) == 0) return false;
+    event->replace(nullptr, nullptr);
+    delete event;
+    count_gone(cuda_thing::event);
+    return true;
+  }
+  int device_of_thing(void* thing) {
+    const std::lock_guard hold(mutex_);
+    auto block = blocks_.upper_bound(thing);
+    if (block != blocks_.begin() && thing < static_cast<std::byte*>((--block)->first) + block->second)
+      return device_of_.at(block->first);
+    const auto at = device_of_.find(thing);
+    return at == device_of_.end() ? -1 : at->second;
+  }
+
+  cudaError_t begin_capture(cudaStream_t stream) {
+    const auto in = find(stream);
+    if (in == nullptr || !in->begin_capture()) return cudaErrorInvalidResourceHandle;
+    const std::lock_guard hold(mutex_);
+    captures_[stream] = {new CUgraph_st, ++captures_made_};
+    return cudaSuccess;
+  }
+  cudaError_t end_capture(cudaStream_t stream, cudaGraph_t* graph) {
+    const auto in = find(stream);
+    const std::lock_guard hold(mutex_);
+    const auto at = captures_.find(stream);
+    if (in == nullptr || at == captures_.end()) return cudaErrorInvalidResourceHandle;
+    *graph = at->second.graph;
+    (*graph)->work = in->end_capture();
+    captures_.erase(at);
+    return cudaSuccess;
+  }
+  void tell_capture(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* number,
+                    cudaGraph_t* graph) {
+    const std::lock_guard hold(mutex_);
+    if (stand_in.capture_begins_after-- == 0) stand_in.capture = cudaStreamCaptureStatusActive;
+    *status = stand_in.capture;
+    *number = 0;
+    const auto at = captures_.find(stream);
+    if (at == captures_.end() || stand_in.capture != cudaStreamCaptureStatusNone) return;
+    *status = cudaStreamCaptureStatusActive;
+    *number = at->second.number;
+    if (graph != nullptr) *graph = at->second.graph;
+  }
+
  private:
-  struct block {
-    std::size_t bytes;
-    int device;
+  struct running_capture {
+    cudaGraph_t graph;
+    unsigned long long number;
   };
 
   /// Pre: the mutex is held.
   [[nodiscard]] std::size_t free_on(int device) const {
     std::size_t used = 0;
-    for (const auto& [address, of] : blocks_) used += of.device == device ? of.bytes : 0;
-    return free_memory > used ? free_memory - used : 0;
+    for (const auto& [address, bytes] : blocks_) used += device_of_.at(address) == device ? bytes : 0;
+    return stand_in.memory > used ? stand_in.memory - used : 0;
   }
 
   orderly::software_device device_;
   std::mutex mutex_;
   std::map<cudaStream_t, std::shared_ptr<orderly::software_stream>> streams_;
   std::map<std::pair<int, bool>, std::shared_ptr<orderly::software_stream>> defaults_;
-  std::map<void*, block> blocks_;
+  std::map<void*, std::size_t> blocks_;
+  std::map<const void*, int> device_of_;
+  std::map<cudaStream_t, running_capture> captures_;
+  unsigned long long captures_made_ = 0;
 };
 
 cudaError_t answer(cudaError_t result) {
@@ -133,164 +233,313 @@ cudaError_t answer(cudaError_t result) {
   return result;
 }
 
-event& event_of(cudaEvent_t handle) { return *reinterpret_cast<event*>(handle); }
-
-template <class Work>
-cudaError_t enqueue(cudaStream_t handle, Work&& work) {
-  const auto stream = machine::get().find(handle);
-  if (stream == nullptr) return answer(cudaErrorInvalidResourceHandle);
-  stream->enqueue(std::forward<Work>(work));
-  return cudaSuccess;
+/// A call, unless it is to fail.
+template <class Call>
+cudaError_t perform(const char* function, const Call& call) {
+  const cudaError_t failure = machine::get().enter(function);
+  return answer(failure != cudaSuccess ? failure : call());
 }
 
+/// The same for one that frees: it has its effect first.
+template <class Call>
+cudaError_t perform_always(const char* function, const Call& call) {
+  const cudaError_t failure = machine::get().enter(function);
+  const cudaError_t result = call();
+  return answer(failure != cudaSuccess ? failure : result);
+}
+
+template <class Call>
+CUresult perform_by_driver(const char* function, const Call& call) {
+  const cudaError_t failure = machine::get().enter(function);
+  return failure != cudaSuccess ? static_cast<CUresult>(failure) : call();
+}
+
+/// An operation on a stream.
+template <class Operation>
+cudaError_t in_stream(const char* function, cudaStream_t handle, const Operation& operation) {
+  return perform(function, [&] {
+    const auto stream = machine::get().find(handle);
+    return stream == nullptr ? cudaErrorInvalidResourceHandle : operation(*stream);
+  });
+}
+
+template <class Work>
+cudaError_t enqueue(const char* function, cudaStream_t handle, const Work& work) {
+  return in_stream(function, handle, [&](orderly::software_stream& stream) {
+    stream.enqueue(work);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t allocate(const char* function, void** address, std::size_t bytes) {
+  machine::get().unsafe();
+  return perform(function, [&] { return machine::get().allocate(address, bytes); });
+}
+cudaError_t free_block(const char* function, void* address) {
+  machine::get().unsafe();
+  return perform_always(function, [&] { return machine::get().free(address); });
+}
+
+event_status query(cudaEvent_t event) {
+  machine::get().unsafe();
+  const std::lock_guard hold(event->mutex);
+  return event->record == nullptr ? event_status::complete : event->recorded_by->query(event->record);
+}
+bool wait_for(cudaEvent_t event) {
+  machine::get().unsafe();
+  const std::lock_guard hold(event->mutex);
+  return event->record == nullptr || event->recorded_by->synchronize(event->record);
+}
+
+CUresult query_by_driver(CUevent event) {
+  return perform_by_driver("cuEventQuery", [&] {
+    return query(event) == event_status::complete ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+  });
+}
+CUresult synchronize_by_driver(CUevent event) {
+  return perform_by_driver("cuEventSynchronize", [&] { return wait_for(event) ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN; });
+}
+CUresult exchange_by_driver(CUstreamCaptureMode* mode) {
+  return perform_by_driver("cuThreadExchangeStreamCaptureMode", [&] {
+    const auto previous = static_cast<CUstreamCaptureMode>(mode_of_thread);
+    mode_of_thread = static_cast<cudaStreamCaptureMode>(std::exchange(*mode, previous));
+    return CUDA_SUCCESS;
+  });
+}
 CUresult address_range(CUdeviceptr* base, std::size_t* bytes, CUdeviceptr of) {
-  return machine::get().find_block(base, bytes, of);
+  return perform_by_driver("cuMemGetAddressRange", [&] { return machine::get().find_block(base, bytes, of); });
+}
+
+cudaError_t find_function(const std::string& name, void** address, cudaDriverEntryPointQueryResult* outcome) {
+  static const std::map<std::string, void*> known = {
+      {"cuEventQuery", reinterpret_cast<void*>(&query_by_driver)},
+      {"cuEventSynchronize", reinterpret_cast<void*>(&synchronize_by_driver)},
+      {"cuThreadExchangeStreamCaptureMode", reinterpret_cast<void*>(&exchange_by_driver)},
+      {"cuMemGetAddressRange", reinterpret_cast<void*>(&address_range)},
+  };
+  return perform("cudaGetDriverEntryPoint", [&] {
+    const auto found = known.find(name);
+    const bool has = stand_in.driver_functions && found != known.end();
+    *address = has ? found->second : nullptr;
+    *outcome = has ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+    return cudaSuccess;
+  });
 }
 
 }  // namespace
 
 namespace orderly::test {
 
-void set_software_cuda_devices(int count) noexcept { device_count = count; }
-void set_software_cuda_memory(std::size_t bytes) noexcept { free_memory = bytes; }
-std::uint64_t software_cuda_allocations() noexcept { return allocation_count; }
+void restart_software_cuda(software_schedule schedule, std::uint64_t seed) {
+  delete std::exchange(machine::only(), new machine(schedule, seed));
+  stand_in = {};
+  current_device = 0;
+  last_error = cudaSuccess;
+  mode_of_thread = cudaStreamCaptureModeGlobal;
+}
+
+software_stream& stream_of(cudaStream_t stream) { return *machine::get().find(stream); }
+int device_of(void* thing) { return machine::get().device_of_thing(thing); }
+cudaStreamCaptureMode capture_mode() noexcept { return mode_of_thread; }
+void set_last_error(cudaError_t error) noexcept { last_error = error; }
 
 }  // namespace orderly::test
 
 extern "C" {
 
 cudaError_t cudaPeekAtLastError() { return last_error; }
-cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+cudaError_t cudaGetLastError() {
+  return is_sticky(last_error) && fault_lasts() ? last_error : std::exchange(last_error, cudaSuccess);
+}
+const char* cudaGetErrorString(cudaError_t) { return "an error of the stand-in"; }
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
+    case cudaErrorNotReady: return "cudaErrorNotReady";
+    case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
+    default: return "another error";
+  }
+}
+
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = device_count;
-  return answer(*count == 0 ? cudaErrorNoDevice : cudaSuccess);
+  return perform("cudaGetDeviceCount", [&] {
+    *count = stand_in.devices;
+    return *count == 0 ? cudaErrorNoDevice : cudaSuccess;
+  });
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = current_device;
-  return cudaSuccess;
+  return perform("cudaGetDevice", [&] {
+    *device = current_device;
+    return cudaSuccess;
+  });
 }
 cudaError_t cudaSetDevice(int device) {
-  if (device < 0 || device >= device_count) return answer(cudaErrorInvalidDevice);
-  current_device = device;
-  return cudaSuccess;
+  return perform("cudaSetDevice", [&] {
+    if (device < 0 || device >= stand_in.devices) return cudaErrorInvalidDevice;
+    current_device = device;
+    return cudaSuccess;
+  });
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
-  std::swap(capture_mode, *mode);
-  return cudaSuccess;
+  return perform("cudaThreadExchangeStreamCaptureMode", [&] {
+    std::swap(mode_of_thread, *mode);
+    return cudaSuccess;
+  });
 }
 #if CUDART_VERSION >= 12050
 cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** address, unsigned, unsigned long long,
                                              cudaDriverEntryPointQueryResult* outcome) {
+  return find_function(name, address, outcome);
+}
 #else
 cudaError_t cudaGetDriverEntryPoint(const char* name, void** address, unsigned long long,
                                     cudaDriverEntryPointQueryResult* outcome) {
-#endif
-  const bool has = std::string(name) == "cuMemGetAddressRange";
-  *address = has ? reinterpret_cast<void*>(&address_range) : nullptr;
-  *outcome = has ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
-  return cudaSuccess;
+  return find_function(name, address, outcome);
 }
-cudaError_t cudaMalloc(void** address, std::size_t bytes) { return answer(machine::get().allocate(address, bytes)); }
+#endif
+
+cudaError_t cudaMalloc(void** address, std::size_t bytes) { return allocate("cudaMalloc", address, bytes); }
 cudaError_t cudaHostAlloc(void** address, std::size_t bytes, unsigned) {
-  return answer(machine::get().allocate(address, bytes));
+  return allocate("cudaHostAlloc", address, bytes);
 }
 cudaError_t cudaMallocManaged(void** address, std::size_t bytes, unsigned) {
-  return answer(machine::get().allocate(address, bytes));
+  return allocate("cudaMallocManaged", address, bytes);
 }
-cudaError_t cudaFree(void* address) { return answer(machine::get().free(address)); }
-cudaError_t cudaFreeHost(void* address) { return answer(machine::get().free(address)); }
+cudaError_t cudaFree(void* address) { return free_block("cudaFree", address); }
+cudaError_t cudaFreeHost(void* address) { return free_block("cudaFreeHost", address); }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
-  *free = machine::get().free_memory_of(current_device);
-  *total = 2 * free_memory;
-  return cudaSuccess;
+  return perform("cudaMemGetInfo", [&] {
+    *free = machine::get().free_memory_of(current_device);
+    *total = 2 * stand_in.memory;
+    return cudaSuccess;
+  });
 }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* made, unsigned) {
-  *made = reinterpret_cast<cudaEvent_t>(new event);
-  return cudaSuccess;
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* made, unsigned flags) {
+  machine::get().unsafe();
+  return perform("cudaEventCreateWithFlags", [&] {
+    if (flags != cudaEventDisableTiming) return cudaErrorInvalidValue;  // those would cost more
+    *made = machine::get().make_event();
+    return cudaSuccess;
+  });
 }
-cudaError_t cudaEventDestroy(cudaEvent_t handle) {
-  event_of(handle).replace(nullptr, nullptr);
-  delete &event_of(handle);
-  return cudaSuccess;
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  machine::get().unsafe();
+  return perform_always("cudaEventDestroy", [&] {
+    return machine::get().destroy_event(event) ? cudaSuccess : cudaErrorInvalidResourceHandle;
+  });
 }
-cudaError_t cudaEventRecord(cudaEvent_t handle, cudaStream_t stream) {
-  const auto in = machine::get().find(stream);
-  if (in == nullptr) return answer(cudaErrorInvalidResourceHandle);
-  auto driver = machine::get().driver();
-  event_handle const record = driver->record(in->handle());
-  event_of(handle).replace(std::move(driver), record);
-  return cudaSuccess;
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  return in_stream("cudaEventRecord", stream, [&](const orderly::software_stream& in) {
+    auto driver = machine::get().driver();
+    orderly::event_handle const record = driver->record(in.handle());
+    event->replace(std::move(driver), record);
+    return cudaSuccess;
+  });
 }
-cudaError_t cudaEventQuery(cudaEvent_t handle) {
-  event& asked = event_of(handle);
-  const std::lock_guard hold(asked.mutex);
-  if (asked.record == nullptr) return cudaSuccess;
-  return answer(asked.recorded_by->query(asked.record) == event_status::complete ? cudaSuccess : cudaErrorNotReady);
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  return perform("cudaEventQuery",
+                 [&] { return query(event) == event_status::complete ? cudaSuccess : cudaErrorNotReady; });
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
-  event& awaited = event_of(handle);
-  const std::lock_guard hold(awaited.mutex);
-  if (awaited.record != nullptr) static_cast<void>(awaited.recorded_by->synchronize(awaited.record));
-  return cudaSuccess;
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  return perform("cudaEventSynchronize", [&] { return wait_for(event) ? cudaSuccess : cudaErrorUnknown; });
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t handle, unsigned) {
-  const auto in = machine::get().find(stream);
-  if (in == nullptr) return answer(cudaErrorInvalidResourceHandle);
-  event& awaited = event_of(handle);
-  const std::lock_guard hold(awaited.mutex);
-  if (awaited.record != nullptr) static_cast<void>(machine::get().driver()->wait(in->handle(), awaited.record));
-  return cudaSuccess;
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  return in_stream("cudaStreamWaitEvent", stream, [&](const orderly::software_stream& in) {
+    const std::lock_guard hold(event->mutex);
+    if (event->record != nullptr) static_cast<void>(machine::get().driver()->wait(in.handle(), event->record));
+    return cudaSuccess;
+  });
 }
 cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* number) {
-  const auto in = machine::get().find(stream);
-  if (in == nullptr) return answer(cudaErrorInvalidResourceHandle);
-  *number = machine::get().driver()->identity(in->handle());
-  return cudaSuccess;
+  return in_stream("cudaStreamGetId", stream, [&](const orderly::software_stream& in) {
+    *number = machine::get().driver()->identity(in.handle());
+    return cudaSuccess;
+  });
 }
-// No stream of the stand-in captures.
-cudaError_t cudaUserObjectCreate(cudaUserObject_t*, void*, cudaHostFn_t, unsigned, unsigned) {
-  return cudaErrorNotSupported;
-}
-cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t, unsigned, unsigned) { return cudaErrorNotSupported; }
-cudaError_t cudaUserObjectRelease(cudaUserObject_t, unsigned) { return cudaErrorNotSupported; }
-cudaError_t cudaDeviceSynchronize() {
-  return machine::get().driver()->synchronize_all() ? cudaSuccess : cudaErrorUnknown;
-}
-cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long* number,
-                                     cudaGraph_t*, const cudaGraphNode_t**,
+
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* number,
+                                     cudaGraph_t* graph, const cudaGraphNode_t**,
 #if CUDART_VERSION >= 13000
                                      const cudaGraphEdgeData**,
 #endif
                                      std::size_t*) {
-  *status = cudaStreamCaptureStatusNone;
-  *number = 0;
-  return cudaSuccess;
+  return perform("cudaStreamGetCaptureInfo", [&] {
+    machine::get().tell_capture(stream, status, number, graph);
+    return cudaSuccess;
+  });
 }
-
-// What tests call.
+cudaError_t cudaUserObjectCreate(cudaUserObject_t* made, void* context, cudaHostFn_t gone, unsigned count,
+                                 unsigned flags) {
+  return perform("cudaUserObjectCreate", [&] {
+    if (count != 1 || flags != cudaUserObjectNoDestructorSync) return cudaErrorInvalidValue;
+    *made = new CUuserObject_st{gone, context};
+    count_made(cuda_thing::graph_object);
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaGraphRetainUserObject(cudaGraph_t graph, cudaUserObject_t object, unsigned count, unsigned flags) {
+  return perform("cudaGraphRetainUserObject", [&] {
+    if (count != 1 || flags != cudaGraphUserObjectMove) return cudaErrorInvalidValue;
+    graph->objects.push_back(object);
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaUserObjectRelease(cudaUserObject_t object, unsigned) {
+  return perform_always("cudaUserObjectRelease", [&] {
+    object->gone(object->context);
+    delete object;
+    count_gone(cuda_thing::graph_object);
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaDeviceSynchronize() {
+  machine::get().unsafe();
+  return perform("cudaDeviceSynchronize",
+                 [] { return machine::get().driver()->synchronize_all() ? cudaSuccess : cudaErrorUnknown; });
+}
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* made, unsigned) {
-  *made = machine::get().open();
-  return cudaSuccess;
+  return perform("cudaStreamCreateWithFlags", [&] {
+    *made = machine::get().open();
+    return cudaSuccess;
+  });
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  return answer(machine::get().close(stream) ? cudaSuccess : cudaErrorInvalidResourceHandle);
+  return perform_always("cudaStreamDestroy", [&] {
+    return machine::get().close(stream) ? cudaSuccess : cudaErrorInvalidResourceHandle;
+  });
 }
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  if (kind != cudaMemcpyDefault) return answer(cudaErrorInvalidMemcpyDirection);
+  return enqueue("cudaMemcpyAsync", stream, [=] { std::memcpy(to, from, bytes); });
+}
+cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
+  return enqueue("cudaMemsetAsync", stream, [=] { std::memset(to, value, bytes); });
+}
+
+// What only tests call.
+
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  const auto in = machine::get().find(stream);
-  if (in == nullptr) return answer(cudaErrorInvalidResourceHandle);
-  static_cast<void>(in->synchronize());
+  return in_stream("cudaStreamSynchronize", stream, [](orderly::software_stream& in) {
+    return in.synchronize() ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
+  });
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  return perform("cudaStreamBeginCapture", [&] { return machine::get().begin_capture(stream); });
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  return perform("cudaStreamEndCapture", [&] { return machine::get().end_capture(stream, graph); });
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  for (CUuserObject_st* const object : graph->objects) static_cast<void>(cudaUserObjectRelease(object, 1));
+  delete graph;
   return cudaSuccess;
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
-  return enqueue(stream, [=] { function(data); });
+  return enqueue("cudaLaunchHostFunc", stream, [=] { function(data); });
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-  return enqueue(stream, [=] { std::memcpy(to, from, bytes); });
-}
-cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
-  return enqueue(stream, [=] { std::memset(to, value, bytes); });
-}
-const char* cudaGetErrorString(cudaError_t) { return "an error of the stand-in"; }
 
 }  // extern "C"

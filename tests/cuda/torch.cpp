@@ -130,7 +130,7 @@ TEST_CASE("nothing is asked for: null, and null is freed") {
     orderly_torch_free(nullptr, 100, 0, nullptr);
     orderly_torch_record_stream(nullptr, nullptr);
     orderly_torch_reset();
-    EXPECT(software_cuda_allocations() == 0);
+    EXPECT(stand_in.allocations == 0);
   });
   CHECK(printed.empty());
 }
@@ -141,7 +141,7 @@ TEST_CASE("one pool for each device, made once however many threads come first")
     run_threads(blocks.size(), [&](std::size_t index) {
       blocks[index] = orderly_torch_alloc(1000, static_cast<int>(index % 2), nullptr);
     });
-    EXPECT(software_cuda_allocations() == 2);
+    EXPECT(stand_in.allocations == 2);
     for (std::size_t index = 0; index < blocks.size(); ++index) {
       std::size_t size = 0;
       void* const base = orderly_torch_base_alloc(blocks[index], &size);
@@ -217,10 +217,10 @@ TEST_CASE("a device that is not there") {
 
 TEST_CASE("without any device") {
   run(nullptr, [] {
-    set_software_cuda_devices(0);
+    stand_in.devices = 0;
     EXPECT(contains(refusal(1000, 0, nullptr), "no CUDA device 0"));
     EXPECT(orderly_torch_try_alloc(1000, 0, nullptr) == nullptr);
-    set_software_cuda_devices(1);  // it was not there yet
+    stand_in.devices = 1;  // it was not there yet
     EXPECT(refusal(1000, 0, nullptr).empty());
   });
 }
@@ -273,7 +273,7 @@ TEST_CASE("the capacity is what the environment says") {
     EXPECT(cudaGetLastError() == cudaSuccess);
   });
   run(nullptr, [] {
-    set_software_cuda_memory(64 * mib);
+    stand_in.memory = 64 * mib;
     EXPECT(pool_bytes(0) == 60 * mib);
   });
 }
@@ -306,7 +306,7 @@ TEST_CASE("in safe mode streams may go without a word") {
 
 TEST_CASE("the memory fraction counts when the pool is made, and not afterwards") {
   const std::string printed = run(nullptr, [] {
-    set_software_cuda_memory(64 * mib);  // of 128
+    stand_in.memory = 64 * mib;  // of 128
     orderly_torch_memory_fraction(0.25, 0);
     EXPECT(pool_bytes(0) == 32 * mib);
     orderly_torch_memory_fraction(0.5, 0);  // it has less
