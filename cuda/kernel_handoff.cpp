@@ -21,6 +21,14 @@ namespace {
   return driver;
 }
 
+[[nodiscard]] std::unique_ptr<memory_source> staging_source(std::size_t bytes) {
+  const detail::failure_watch watch;
+  auto source = make_cuda_pinned_source(std::max<std::size_t>(bytes, 64 * 1024));
+  if (source == nullptr)
+    throw std::invalid_argument("orderly::kernel_handoff: there is no page-locked memory to be had" + watch.text());
+  return source;
+}
+
 [[nodiscard]] options staging_options() {
   options settings;
   settings.on_bad_free = on_bad_free::count;
@@ -33,7 +41,7 @@ kernel_handoff::state::state(stream_pool& of, int device, std::size_t staging_by
     : pool(of),
       driver(driver_of(device)),
       device_(device),
-      staging_(make_cuda_pinned_source(std::max<std::size_t>(staging_bytes, 64 * 1024)), staging_options()) {}
+      staging_(staging_source(staging_bytes), staging_options()) {}
 
 kernel_handoff::state::~state() {
   std::unique_ptr<kernel_loan> left = std::move(left_);
