@@ -267,10 +267,24 @@ void pool::state::settle_graphs() noexcept {
   }
 }
 
+/// A capture that a watching pool saw in a stream, and that is over, ends here where the stream is not used again: its memory
+/// would lie idle for ever if no graph came of it. In safe mode nobody may be asked: the stream may be gone.
+void pool::state::end_watched_captures() noexcept {
+  if (!lanes_->how().watched || lanes_->how().marked) return;
+  lanes_->each([&](lane& of) {
+    graph_memory* const memory = of.graph.load(relaxed);  // changed under the pass mutex
+    if (memory == nullptr || memory->number == 0 || of.serial.load(relaxed) == 0 || !lanes::reaches(of)) return;
+    const std::uint64_t capture = lanes_->driver().capture(of.stream);
+    if (capture != memory->number && capture != stream_driver::unknown_capture)
+      static_cast<void>(end_capture_locked(of));
+  });
+}
+
 /// Everybody's: what has passed; with `by_barrier` also what has not. A block that several streams used goes from lane to
 /// lane, so go round until none moves.
 void pool::state::settle_all(bool by_barrier) noexcept {
   if (lanes_ == nullptr) return;
+  end_watched_captures();
   settle_graphs();
   for (bool again = true; again;) {
     const std::uint64_t before = passed_on_;
@@ -612,6 +626,7 @@ bool pool::state::synchronize(lane* only) noexcept {
             without_event.reserve(without_event.size() + 1);
             without_event.push_back({&of, depot_.receive_all(of.open), of.open_bytes.exchange(0, relaxed)});  // a figure
           }
+          known = known && !awaits_a_graph(of);
           if (lanes_->how().marked || of.serial.load(relaxed) == 0) return;
           if (!lanes::reaches(of)) {  // its own thread must seal it
             known = known && nothing_left(of);
@@ -645,6 +660,15 @@ bool pool::state::synchronize(lane* only) noexcept {
     if (passed_on_ == before && without_event.empty()) break;
   }
   return known;
+}
+
+/// Has a watching pool handed out blocks for a capture of which it does not know whether it is one? Only the next use of the
+/// stream tells.
+bool pool::state::awaits_a_graph(const lane& of) noexcept {
+  if (!lanes_->how().watched) return false;
+  const std::lock_guard lock(notes_.mutex);
+  const graph_memory* const memory = of.graph.load(relaxed);  // changed under the pass mutex
+  return memory != nullptr && memory->used && !memory->tied;
 }
 
 /// Does no block belong to a lane, as far as can be seen from another thread?

@@ -235,6 +235,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
                                     std::uint64_t length) noexcept;
   void tie(const detail::lane& of) noexcept;
   void settle_graphs() noexcept;                                                 ///< Pre: pass
+  void end_watched_captures() noexcept;                                          ///< Pre: pass
+  [[nodiscard]] bool awaits_a_graph(const detail::lane& of) noexcept;                    ///< Pre: pass
   [[nodiscard]] error end_capture_locked(detail::lane& in) noexcept;             ///< Pre: pass
   [[nodiscard]] bool serves(const request& wanted, detail::node n, unsigned sixteenths) const noexcept;
   [[nodiscard]] bool may_serve(const request& wanted) noexcept;
