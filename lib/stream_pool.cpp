@@ -70,9 +70,13 @@ class stream_pool::state {
       if (report != nullptr) *report = {.code = error::invalid_argument, .pointer = pointer, .bytes = bytes};
       return error::invalid_argument;
     }
-    if (settings_.safe_mode) core_.streams()->mark(*in);
-    const error code = core_.deallocate_slow(pointer, bytes, report, in);
-    core_.seal_if_due(*in, seal_bytes_);
+    return deallocate_in(*in, pointer, bytes, report);
+  }
+
+  [[nodiscard]] error deallocate_in(lane& in, void* pointer, std::size_t bytes, bad_free* report) noexcept {
+    if (settings_.safe_mode) core_.streams()->mark(in);
+    const error code = core_.deallocate_slow(pointer, bytes, report, &in);
+    core_.seal_if_due(in, seal_bytes_);
     return code;
   }
 
@@ -121,11 +125,17 @@ void* stream_pool::allocate(std::size_t bytes, std::size_t alignment, stream_han
 }
 
 void* stream_pool::allocate_settled(std::size_t bytes, std::size_t alignment, stream_handle idle) {
-  void* const block = allocate(bytes, alignment, idle);
-  lane* const in = state_->find(idle);
-  if (in != nullptr && state_->core_.streams()->finish_waits(*in)) [[likely]] return block;
+  if (state_ == nullptr) throw std::invalid_argument("orderly::stream_pool: allocate on a pool that was moved from");
+  lane* const in = state_->find(idle);  // before: a driver that tells now need not tell later
+  if (in == nullptr) throw_unknown(idle);
+  const thread_lanes::entry* const known = lanes::at_hand(state_->core_.serial(), idle);
+  const auto otherwise = [=, at = state_] { return at->core_.allocate_or_throw(bytes, alignment, in); };
+  const bool at_hand = known != nullptr && known->of == in && known->mine != nullptr &&
+                       state_->core_.aligned_by_granule(alignment);
+  void* const block = at_hand ? state_->core_.allocate_hot(*known->mine, bytes, otherwise) : otherwise();
+  if (state_->core_.streams()->finish_waits(*in)) [[likely]] return block;
   // The work may go on, so the block is the stream's again, behind it.
-  deallocate(block, bytes == 0 ? 1 : bytes, idle);
+  static_cast<void>(state_->deallocate_in(*in, block, bytes == 0 ? 1 : bytes, nullptr));
   throw std::runtime_error(
       "orderly::stream_pool: the driver cannot tell when other streams' work on freed memory is done; the device has "
       "failed, or the idle stream captures");
