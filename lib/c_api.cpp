@@ -83,6 +83,20 @@ auto of_either(const place& at, const Operation& operation) {
 
 void ignore(const orderly::bad_free&) {}
 
+void say_no_block(const orderly::pool& of, std::size_t bytes, std::size_t alignment) noexcept {
+  const bool possible = std::has_single_bit(alignment) && alignment <= of.chunk();
+  std::snprintf(last_error.data(), last_error.size(), "orderly: no block of %zu bytes aligned to %zu: %s", bytes,
+                alignment,
+                orderly::to_string(possible ? orderly::error::out_of_memory : orderly::error::invalid_argument));
+}
+
+int say_no_stream(const void* pointer, orderly::stream_handle stream) noexcept {
+  std::snprintf(last_error.data(), last_error.size(),
+                "orderly: free of %p in %p: that is no stream, or the pool has too many; release some", pointer,
+                stream);
+  return ORDERLY_ERROR_INVALID_ARGUMENT;
+}
+
 }  // namespace
 
 namespace orderly::c_api {
@@ -124,11 +138,7 @@ int deallocate(stream_pool& in, void* pointer, std::size_t bytes, stream_handle 
   const error code = in.try_deallocate(pointer, bytes, stream, &report);
   if (code == error::none) [[likely]]
     return ORDERLY_OK;
-  if (code != error::invalid_argument) return ::fail(report);
-  std::snprintf(last_error.data(), last_error.size(),
-                "orderly: free of %p in %p: that is no stream, or the pool has too many; release some", pointer,
-                stream);
-  return static_cast<int>(code);
+  return code == error::invalid_argument ? say_no_stream(pointer, stream) : ::fail(report);
 }
 
 }  // namespace orderly::c_api
@@ -182,12 +192,7 @@ void* orderly_allocate_aligned(orderly_pool* pool, size_t bytes, size_t alignmen
   }
   if (found->streams != nullptr) return orderly::c_api::allocate(*found->streams, bytes, alignment, default_stream);
   void* const block = found->pool->try_allocate(bytes, alignment);
-  if (block == nullptr) {
-    const bool possible = std::has_single_bit(alignment) && alignment <= found->pool->chunk();
-    std::snprintf(last_error.data(), last_error.size(), "orderly: no block of %zu bytes aligned to %zu: %s", bytes,
-                  alignment,
-                  orderly::to_string(possible ? orderly::error::out_of_memory : orderly::error::invalid_argument));
-  }
+  if (block == nullptr) say_no_block(*found->pool, bytes, alignment);
   return block;
 }
 
@@ -201,6 +206,39 @@ int orderly_deallocate(orderly_pool* pool, void* pointer, size_t bytes) {
   if (code == orderly::error::none) [[likely]]
     return ORDERLY_OK;
   return fail(report);
+}
+
+orderly_checked_block orderly_allocate_checked(orderly_pool* pool, size_t bytes, size_t alignment) {
+  const place* const found = find(pool);
+  if (found == nullptr) {
+    fail(orderly::error::pool_gone);
+    return {};
+  }
+  orderly::checked_block made;
+  if (found->streams != nullptr) {
+    try {
+      made = found->streams->allocate_checked(bytes, alignment, default_stream);
+    } catch (const std::exception& e) {
+      fail(orderly::error::out_of_memory, e.what());
+    }
+  } else {
+    made = found->pool->try_allocate_checked(bytes, alignment);
+    if (!made) say_no_block(*found->pool, bytes, alignment);
+  }
+  return {made.address, made.generation};
+}
+
+int orderly_deallocate_checked(orderly_pool* pool, orderly_checked_block block, size_t bytes) {
+  const place* const found = find(pool);
+  const orderly::checked_block freed{block.address, block.generation};
+  if (!freed) return ORDERLY_OK;
+  if (found == nullptr) return fail({.code = orderly::error::pool_gone, .pointer = freed.address, .bytes = bytes});
+  orderly::bad_free report;
+  const orderly::error code = found->streams != nullptr
+                                  ? found->streams->try_deallocate(freed, bytes, default_stream, &report)
+                                  : found->pool->try_deallocate(freed, bytes, &report);
+  if (code == orderly::error::none) return ORDERLY_OK;
+  return code == orderly::error::invalid_argument ? say_no_stream(freed.address, default_stream) : fail(report);
 }
 
 int orderly_defragment(orderly_pool* pool) {

@@ -169,6 +169,7 @@ void pool::state::part(const division& of) noexcept {
   const auto requested = static_cast<std::int64_t>(count * of.part_bytes) - static_cast<std::int64_t>(of.requested);
   raise_peak_requested(published_requested_.fetch_add(requested, relaxed) + requested);  // a figure
   allocations_.fetch_add(count - 1, relaxed);      // a figure: the parts are in the block's place
+  generations_.end_any(shape().granule(of.block.n));
   store_.divide(of.block.n, of.part_order, live);  // 1
   const std::uint64_t word = block_word::live(whole, 0, 0).bits();
   store_.memory().tools().taken_back(of.pointer, of.requested, of.block.length);

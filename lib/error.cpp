@@ -22,6 +22,7 @@ const char* to_string(error code) noexcept {
     case error::size_mismatch: return "the size given rounds to another class than the block's";
     case error::wrong_pool: return "the pointer belongs to another pool";
     case error::pool_gone: return "the pool is gone: destroyed, or moved from";
+    case error::stale_handle: return "stale handle: it is not the block's, or no longer";
   }
   return "unknown error code";
 }
@@ -49,6 +50,7 @@ namespace {
     case error::size_mismatch: return "pass the bytes requested, or 0 if unknown";
     case error::wrong_pool: return "free it in the pool that it came from";
     case error::pool_gone: return "free blocks before their pool is destroyed";
+    case error::stale_handle: return "look for a second owner of the handle";
     default: return "see the documentation";
   }
 }
@@ -69,6 +71,17 @@ std::string bad_free::message() const {
     text += "; it falls in the block at " + hexadecimal(block) + " of " + std::to_string(block_bytes) +
             " bytes, which is " + to_string(state);
     if (state == block_state::live) text += " (" + std::to_string(block_requested) + " bytes requested)";
+  }
+  if (code == error::stale_handle || generation != block_generation) {
+    const std::string handle = "handle of generation " + std::to_string(generation);
+    const std::uint64_t since = (block_generation - generation) / 2;
+    if (generation % 2 == 0 || generation > block_generation)
+      text += "; no " + handle + " was given for it";
+    else if (since == 0)
+      text += "; the " + handle + " was freed already";
+    else
+      text += "; the " + handle + " was freed already, and the block handed out with another handle " +
+              std::to_string(since) + (since == 1 ? " time" : " times") + " since";
   }
   return text + "; " + advice(code);
 }

@@ -78,6 +78,35 @@ void pool::deallocate_or_throw(void* pointer, std::size_t bytes) {
   if (try_deallocate(pointer, bytes, &report) != error::none) throw bad_free_error(report);
 }
 
+checked_block pool::allocate_checked(std::size_t bytes, std::size_t alignment) {
+  if (state_ != nullptr && !state_->open_generations()) state_->throw_out_of_memory(bytes);
+  void* const block = allocate(bytes, alignment);
+  return state_->give_handle(block);
+}
+
+checked_block pool::try_allocate_checked(std::size_t bytes, std::size_t alignment) noexcept {
+  if (state_ == nullptr || !state_->open_generations()) return {};
+  return state_->give_handle(try_allocate(bytes, alignment));
+}
+
+error pool::try_deallocate(const checked_block& block, std::size_t bytes, bad_free* report) noexcept {
+  if (state_ != nullptr) {
+    if (const error code = state_->end_handle(block, bytes, report); code != error::none) return code;
+  }
+  return try_deallocate(block.address, bytes, report);
+}
+
+void pool::deallocate(const checked_block& block, std::size_t bytes) noexcept {
+  if (state_ == nullptr) return deallocate_gone(block.address, bytes);
+  bad_free report;
+  if (try_deallocate(block, bytes, &report) != error::none) state_->call_handler(report);
+}
+
+void pool::deallocate_or_throw(const checked_block& block, std::size_t bytes) {
+  bad_free report;
+  if (try_deallocate(block, bytes, &report) != error::none) throw bad_free_error(report);
+}
+
 bool pool::owns(const void* pointer) const noexcept { return state_ != nullptr && state_->owns(pointer); }
 
 std::size_t pool::block_size(const void* pointer) const noexcept {

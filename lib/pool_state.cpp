@@ -81,7 +81,8 @@ constexpr std::uint64_t most_addresses = std::uint64_t{1} << 46;
 pool::state::state(std::unique_ptr<memory_source> source, const options& settings, std::unique_ptr<lanes> streams)
     : settings_(settings),
       store_{plan(source.get(), settings), std::move(source)},  // in braces: from left to right
-      lanes_(std::move(streams)) {
+      lanes_(std::move(streams)),
+      generations_(shape().total_granules) {
   asymmetric_barrier::prepare();
   set_rules();
   const std::size_t limit = shape().limit;
@@ -149,6 +150,10 @@ void* pool::state::allocate_or_throw(std::size_t bytes, std::size_t alignment, l
     invalid("alignment " + std::to_string(alignment) +
             " is not a power of two up to the chunk size (or, in a fixed buffer, the buffer's own)");
   if (void* const block = allocate_slow(work_out(bytes, alignment, in))) return block;
+  throw_out_of_memory(bytes);
+}
+
+void pool::state::throw_out_of_memory(std::size_t bytes) const {
   throw out_of_memory(bytes, store_.memory().committed(), shape().limit);
 }
 
@@ -323,7 +328,7 @@ void* pool::state::allocate_slow(const request& wanted) {
 error pool::state::deallocate_or_report(void* pointer, std::size_t bytes, lane* in) noexcept {
   bad_free report;
   const error code = deallocate_slow(pointer, bytes, &report, in);
-  if (code != error::none && settings_.on_bad_free) settings_.on_bad_free(report);
+  if (code != error::none) call_handler(report);
   return code;
 }
 

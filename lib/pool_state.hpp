@@ -23,6 +23,7 @@
 #include "block_store.hpp"
 #include "depot.hpp"
 #include "front.hpp"
+#include "generations.hpp"
 #include "lane.hpp"
 #include "lanes.hpp"
 #include "notes.hpp"
@@ -79,6 +80,18 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] error deallocate_slow(void* pointer, std::size_t bytes, bad_free* report,
                                       detail::lane* in = nullptr) noexcept;
   error deallocate_or_report(void* pointer, std::size_t bytes, detail::lane* in = nullptr) noexcept;
+
+  // Handles; see checked.cpp.
+  /// Before give_handle(). False: the system refused.
+  [[nodiscard]] bool open_generations() noexcept { return generations_.open(); }
+  /// Pre: the block was handed out just now, and nobody else has it. Null: no handle.
+  [[nodiscard]] checked_block give_handle(void* block) noexcept;
+  /// The first half of a free by handle; if it succeeds the caller frees the address, which nobody else does by this handle.
+  [[nodiscard]] error end_handle(const checked_block& handle, std::size_t bytes, bad_free* report) noexcept;
+  [[noreturn]] void throw_out_of_memory(std::size_t bytes) const;
+  void call_handler(const bad_free& refused) const noexcept {
+    if (settings_.on_bad_free) settings_.on_bad_free(refused);
+  }
 
   // Of a pool with streams; see stream_pool.
   [[nodiscard]] detail::lane* bind(stream_handle stream) noexcept;
@@ -193,6 +206,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 
   [[nodiscard]] bool accepts(const detail::block_store::found& block, std::size_t bytes) const noexcept;
   [[nodiscard]] bad_free explain(const void* pointer, std::size_t bytes) const noexcept;
+  [[nodiscard]] bad_free explain_handle(const checked_block& handle, std::size_t bytes,
+                                        std::uint64_t latest) const noexcept;
   [[nodiscard]] bool return_home(detail::lane* in, void* pointer, std::size_t bytes) noexcept;
   [[nodiscard]] bool send_returns(detail::front& of, std::size_t of_class) noexcept;
   void adopt(detail::front& of) noexcept;
@@ -298,6 +313,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   std::unique_ptr<detail::lanes> lanes_;
   std::array<class_rule, detail::max_classes> rules_{};
 
+  detail::generations generations_;
   detail::notes notes_;
   detail::atomic<std::uint64_t> kept_bytes_{0};  ///< a figure: freed, and some graph's
 

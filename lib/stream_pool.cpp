@@ -83,7 +83,7 @@ class stream_pool::state {
   [[gnu::noinline]] error deallocate_or_report(void* pointer, std::size_t bytes, stream_handle stream) noexcept {
     bad_free report;
     const error code = deallocate_slowly(pointer, bytes, stream, &report);
-    if (code != error::none && settings_.memory.on_bad_free) settings_.memory.on_bad_free(report);
+    if (code != error::none) core_.call_handler(report);
     return code;
   }
 
@@ -177,6 +177,33 @@ error stream_pool::try_deallocate(void* pointer, std::size_t bytes, stream_handl
   const auto otherwise = [=]() noexcept { return at->deallocate_slowly(pointer, bytes, stream, report); };
   if (known == nullptr || known->mine == nullptr) [[unlikely]] return otherwise();
   return at->core_.deallocate_hot(*known->mine, pointer, bytes, otherwise);
+}
+
+checked_block stream_pool::allocate_checked(std::size_t bytes, std::size_t alignment, stream_handle stream) {
+  if (state_ != nullptr && !state_->core_.open_generations()) state_->core_.throw_out_of_memory(bytes);
+  void* const block = allocate(bytes, alignment, stream);
+  return state_->core_.give_handle(block);
+}
+
+checked_block stream_pool::try_allocate_checked(std::size_t bytes, std::size_t alignment,
+                                                stream_handle stream) noexcept {
+  if (state_ == nullptr || !state_->core_.open_generations()) return {};
+  return state_->core_.give_handle(try_allocate(bytes, alignment, stream));
+}
+
+error stream_pool::try_deallocate(const checked_block& block, std::size_t bytes, stream_handle stream,
+                                  bad_free* report) noexcept {
+  // A handle that names no stream is refused before the block's handle ends.
+  if (state_ != nullptr && block && state_->find(stream) != nullptr) {
+    if (const error code = state_->core_.end_handle(block, bytes, report); code != error::none) return code;
+  }
+  return try_deallocate(block.address, bytes, stream, report);
+}
+
+void stream_pool::deallocate(const checked_block& block, std::size_t bytes, stream_handle stream) noexcept {
+  if (state_ == nullptr) return deallocate_gone(block.address, bytes);
+  bad_free report;
+  if (try_deallocate(block, bytes, stream, &report) != error::none) state_->core_.call_handler(report);
 }
 
 [[gnu::noinline]] void stream_pool::deallocate_gone(void* pointer, std::size_t bytes) noexcept {

@@ -67,6 +67,33 @@ static void use_counters(orderly_pool *pool) {
   CHECK(stats.passes >= 2);
 }
 
+static void use_checked_blocks(orderly_pool *pool) {
+  const orderly_checked_block first = orderly_allocate_checked(pool, 1000, 1);
+  CHECK(first.address != NULL);
+  CHECK(first.generation % 2 == 1);
+  const orderly_checked_block copy = first;
+  CHECK(orderly_deallocate_checked(pool, first, 5000) == ORDERLY_ERROR_SIZE_MISMATCH);
+  CHECK(orderly_deallocate_checked(pool, first, 1000) == ORDERLY_OK);
+  CHECK(orderly_deallocate_checked(pool, copy, 1000) == ORDERLY_ERROR_DOUBLE_FREE);
+
+  const orderly_checked_block second = orderly_allocate_checked(pool, 900, 1);
+  CHECK(second.address == first.address);
+  CHECK(second.generation == first.generation + 2);
+  CHECK(orderly_deallocate_checked(pool, copy, 1000) == ORDERLY_ERROR_STALE_HANDLE);
+  CHECK(strstr(orderly_last_error(), "1 time since") != NULL);
+  CHECK(orderly_owns(pool, second.address) == 1);
+  CHECK(orderly_deallocate_checked(pool, second, 0) == ORDERLY_OK);
+
+  const orderly_checked_block aligned = orderly_allocate_checked(pool, 10, 64 * KIB);
+  CHECK((uintptr_t)aligned.address % (64 * KIB) == 0);
+  CHECK(orderly_deallocate_checked(pool, aligned, 10) == ORDERLY_OK);
+  CHECK(orderly_allocate_checked(pool, 10, 3).address == NULL);
+  CHECK(strstr(orderly_last_error(), "3") != NULL);
+  CHECK(orderly_allocate_checked(pool, SIZE_MAX, 1).address == NULL);
+  const orderly_checked_block none = {NULL, 7};
+  CHECK(orderly_deallocate_checked(pool, none, 10) == ORDERLY_OK);
+}
+
 static void use_errors(void) {
   static const int codes[] = {ORDERLY_OK,
                               ORDERLY_ERROR_INVALID_ARGUMENT,
@@ -79,7 +106,8 @@ static void use_errors(void) {
                               ORDERLY_ERROR_MISALIGNED_POINTER,
                               ORDERLY_ERROR_SIZE_MISMATCH,
                               ORDERLY_ERROR_WRONG_POOL,
-                              ORDERLY_ERROR_POOL_GONE};
+                              ORDERLY_ERROR_POOL_GONE,
+                              ORDERLY_ERROR_STALE_HANDLE};
   for (size_t index = 0; index < sizeof codes / sizeof codes[0]; ++index) {
     CHECK(strlen(orderly_strerror(codes[index])) > 0);
   }
@@ -98,6 +126,7 @@ int main(void) {
   }
   use_blocks(pool);
   use_counters(pool);
+  use_checked_blocks(pool);
   use_errors();
 
   CHECK(orderly_pool_create_host(NULL, &other) == ORDERLY_OK);
@@ -107,6 +136,9 @@ int main(void) {
   CHECK(orderly_deallocate(other, block, 10) == ORDERLY_ERROR_POOL_GONE);
   orderly_pool_destroy(pool);
   orderly_pool_destroy(pool);
+  const orderly_checked_block gone = {&failures, 1};
+  CHECK(orderly_deallocate_checked(pool, gone, 0) == ORDERLY_ERROR_POOL_GONE);
+  CHECK(orderly_allocate_checked(pool, 1, 1).address == NULL);
   CHECK(orderly_allocate(pool, 1) == NULL);
   return failures == 0 ? 0 : 1;
 }

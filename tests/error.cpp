@@ -19,6 +19,7 @@ constexpr error every_error[] = {
     error::none,          error::invalid_argument, error::out_of_memory,      error::source_failed,
     error::stream_failed, error::double_free,      error::interior_pointer,   error::foreign_pointer,
     error::size_mismatch, error::wrong_pool,       error::misaligned_pointer, error::pool_gone,
+    error::stale_handle,
 };
 
 constexpr block_state every_state[] = {block_state::none,   block_state::free, block_state::cached,
@@ -36,6 +37,7 @@ static_assert(static_cast<int>(error::misaligned_pointer) == ORDERLY_ERROR_MISAL
 static_assert(static_cast<int>(error::size_mismatch) == ORDERLY_ERROR_SIZE_MISMATCH);
 static_assert(static_cast<int>(error::wrong_pool) == ORDERLY_ERROR_WRONG_POOL);
 static_assert(static_cast<int>(error::pool_gone) == ORDERLY_ERROR_POOL_GONE);
+static_assert(static_cast<int>(error::stale_handle) == ORDERLY_ERROR_STALE_HANDLE);
 
 std::string text_of(const void* pointer) {
   std::ostringstream text;
@@ -62,7 +64,7 @@ TEST_CASE("every code has a sentence of its own, the same in C") {
 }
 
 TEST_CASE("a code that does not exist has a sentence all the same") {
-  for (const int code : {-1, 4, 9, 17, 1000, INT32_MAX, INT32_MIN}) {
+  for (const int code : {-1, 5, 9, 18, 1000, INT32_MAX, INT32_MIN}) {
     REQUIRE(to_string(static_cast<error>(code)) != nullptr);
     REQUIRE(orderly_strerror(code) != nullptr);
     CHECK(std::strlen(orderly_strerror(code)) > 0);
@@ -100,6 +102,24 @@ TEST_CASE("a size mismatch names both sizes") {
   const bad_free report{error::size_mismatch, &memory, 777, &memory, 4096, 3333, block_state::live};
   CHECK(contains(report.message(), "777"));
   CHECK(contains(report.message(), "3333"));
+}
+
+TEST_CASE("a report of a handle tells what became of it") {
+  const char memory = 0;
+  const auto message = [&](std::uint64_t generation, std::uint64_t now) {
+    return bad_free{error::stale_handle, &memory, 12, &memory, 256, 12, block_state::live, generation, now}.message();
+  };
+  CHECK(contains(message(3, 4), "the handle of generation 3 was freed already;"));
+  CHECK(contains(message(3, 5), "handed out with another handle 1 time since"));
+  CHECK(contains(message(3, 6), "handed out with another handle 1 time since"));
+  CHECK(contains(message(3, 103), "handed out with another handle 50 times since"));
+  CHECK(contains(message(1, UINT64_MAX), "9223372036854775807 times since"));
+  CHECK(contains(message(7, 5), "no handle of generation 7 was given"));
+  CHECK(contains(message(2, 5), "no handle of generation 2 was given"));
+  CHECK(contains(message(0, 5), "no handle of generation 0 was given"));
+  CHECK_FALSE(contains(bad_free{error::double_free, &memory, 12}.message(), "handle"));
+  const bad_free good_handle{error::size_mismatch, &memory, 12, &memory, 256, 1, block_state::live, 5, 5};
+  CHECK_FALSE(contains(good_handle.message(), "generation"));
 }
 
 TEST_CASE("a report without a block, and an empty one, still have a message") {

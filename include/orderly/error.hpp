@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -27,6 +28,7 @@ enum class error : int {
   size_mismatch = 14,      ///< the given size rounds to another class than the block's
   wrong_pool = 15,         ///< another pool of this process serves the pointer
   pool_gone = 16,          ///< the pool was destroyed, or moved from
+  stale_handle = 17,       ///< the handle is not the block's: it was freed, and the block handed out again
 };
 
 /// One sentence about a code, never null, in static storage.
@@ -53,6 +55,8 @@ struct bad_free {
   std::size_t block_bytes = 0;       ///< length of that block
   std::size_t block_requested = 0;   ///< bytes requested for it, if it is live
   block_state state = block_state::none;
+  std::uint64_t generation = 0;        ///< of the handle as given; 0: freed by address
+  std::uint64_t block_generation = 0;  ///< of the last handle that was given for the block, one more if that has ended
 
   /// One line: the error with its values, and what to do.
   [[nodiscard]] ORDERLY_API std::string message() const;

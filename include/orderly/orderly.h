@@ -11,6 +11,7 @@
 #define ORDERLY_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "orderly/export.h"
 
@@ -30,7 +31,8 @@ enum {
   ORDERLY_ERROR_MISALIGNED_POINTER = 13, /* the pointer is not a multiple of the granule */
   ORDERLY_ERROR_SIZE_MISMATCH = 14,      /* the given size rounds to another class than the block's */
   ORDERLY_ERROR_WRONG_POOL = 15,         /* another pool of this process serves the pointer */
-  ORDERLY_ERROR_POOL_GONE = 16           /* the pool was destroyed */
+  ORDERLY_ERROR_POOL_GONE = 16,          /* the pool was destroyed */
+  ORDERLY_ERROR_STALE_HANDLE = 17        /* the handle was freed, and the block handed out again */
 };
 
 typedef struct orderly_pool orderly_pool;
@@ -60,6 +62,20 @@ ORDERLY_API void *orderly_allocate_aligned(orderly_pool *pool, size_t bytes, siz
 /* Frees a block; bytes as requested, or 0: unknown. Null is ignored. Returns ORDERLY_OK or a code; a refused free
  * changes nothing. */
 ORDERLY_API int orderly_deallocate(orderly_pool *pool, void *pointer, size_t bytes);
+
+/* A block with a handle that knows which of the times that its block was handed out is meant: of any number of frees of
+ * one handle exactly one succeeds, also when the block was handed out again. The others return
+ * ORDERLY_ERROR_DOUBLE_FREE or ORDERLY_ERROR_STALE_HANDLE. More in orderly/checked.hpp, and how it mixes with the above. */
+typedef struct {
+  void *address; /* null: no block */
+  uint64_t generation;
+} orderly_checked_block;
+
+/* As orderly_allocate_aligned; alignment 1: any. The address is null on an error. */
+ORDERLY_API orderly_checked_block orderly_allocate_checked(orderly_pool *pool, size_t bytes, size_t alignment);
+
+/* As orderly_deallocate. */
+ORDERLY_API int orderly_deallocate_checked(orderly_pool *pool, orderly_checked_block block, size_t bytes);
 
 /* Coalescing pass: caches are reclaimed, free buddies merged. */
 ORDERLY_API int orderly_defragment(orderly_pool *pool);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <type_traits>
 
+#include "orderly/checked.hpp"
 #include "orderly/error.hpp"
 #include "orderly/export.h"
 #include "orderly/options.hpp"
@@ -67,6 +68,17 @@ class ORDERLY_API pool {
 
   /// The same; throws bad_free_error.
   void deallocate_or_throw(void* pointer, std::size_t bytes = 0);
+
+  /// A block with a handle that is told from those of the block's earlier and later owners; see checked.hpp. Errors as
+  /// allocate; out_of_memory also when there are no addresses left for the generations.
+  [[nodiscard]] checked_block allocate_checked(std::size_t bytes, std::size_t alignment = 1);
+  [[nodiscard]] checked_block try_allocate_checked(std::size_t bytes, std::size_t alignment = 1) noexcept;
+
+  /// Frees a block by its handle. Of several frees of one handle exactly one succeeds. Errors as above, and stale_handle.
+  void deallocate(const checked_block& block, std::size_t bytes = 0) noexcept;
+  [[nodiscard]] error try_deallocate(const checked_block& block, std::size_t bytes = 0,
+                                     bad_free* report = nullptr) noexcept;
+  void deallocate_or_throw(const checked_block& block, std::size_t bytes = 0);
 
   /// True if the address lies in a live block of this pool.
   [[nodiscard]] bool owns(const void* pointer) const noexcept;

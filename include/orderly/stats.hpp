@@ -18,8 +18,9 @@ struct statistics {
   std::size_t allocated = 0;       ///< sum of the lengths of live blocks (requested, rounded to classes)
   std::size_t cached = 0;          ///< blocks in magazines: freed, not yet given back to the buddy system
   std::size_t committed = 0;       ///< physical memory held
-  std::size_t peak_requested = 0;  ///< highest requested. Exact while one thread works; between threads it may miss
-                                   ///< what they have not published yet, at most 64 KiB or 1/128 of the peak each
+  std::size_t peak_requested = 0;  ///< highest requested. Exact while one thread works; between threads it may be off
+                                   ///< by what they have not published yet: 64 KiB or 1/128 of the peak each, and up to
+                                   ///< 16 MiB of one whose memory goes up and down by as much all the time
   std::size_t peak_committed = 0;  ///< highest committed, exact
   std::size_t capacity = 0;        ///< options::capacity as rounded
   std::size_t limit = 0;           ///< options::limit as rounded

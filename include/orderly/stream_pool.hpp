@@ -16,6 +16,7 @@
 #include <span>
 #endif
 
+#include "orderly/checked.hpp"
 #include "orderly/error.hpp"
 #include "orderly/export.h"
 #include "orderly/options.hpp"
@@ -97,6 +98,14 @@ class ORDERLY_API stream_pool {
   /// allocated for; that stream's use of it must then be ordered before by the program. Errors as pool::deallocate.
   void deallocate(void* pointer, std::size_t bytes, stream_handle stream) noexcept;
   [[nodiscard]] error try_deallocate(void* pointer, std::size_t bytes, stream_handle stream,
+                                     bad_free* report = nullptr) noexcept;
+
+  /// As pool's: a block with a handle, and its free.
+  [[nodiscard]] checked_block allocate_checked(std::size_t bytes, std::size_t alignment, stream_handle stream);
+  [[nodiscard]] checked_block try_allocate_checked(std::size_t bytes, std::size_t alignment,
+                                                   stream_handle stream) noexcept;
+  void deallocate(const checked_block& block, std::size_t bytes, stream_handle stream) noexcept;
+  [[nodiscard]] error try_deallocate(const checked_block& block, std::size_t bytes, stream_handle stream,
                                      bad_free* report = nullptr) noexcept;
 
   /// Work in `stream` uses the live block too: when it is freed, it stays out of use until the work that is in `stream` at
