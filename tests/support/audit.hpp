@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "orderly/pool.hpp"
+#include "orderly/stream_pool.hpp"
 
 namespace orderly::test {
 
@@ -19,10 +20,15 @@ struct books {
   statistics stats;
 };
 
-[[nodiscard]] inline books books_of(const pool& audited) {
+[[nodiscard]] inline statistics memory_of(const pool& audited) { return audited.stats(); }
+[[nodiscard]] inline statistics memory_of(const stream_pool& audited) { return audited.stats().memory; }
+
+/// Of a pool, with streams or without.
+template <class Pool>
+[[nodiscard]] books books_of(const Pool& audited) {
   books all;
   audited.for_each_block([&all](const block_info& block) { all.blocks.push_back(block); });
-  all.stats = audited.stats();
+  all.stats = memory_of(audited);
   return all;
 }
 
@@ -43,8 +49,9 @@ struct books {
          std::equal(a.blocks.begin(), a.blocks.end(), b.blocks.begin(), b.blocks.end(), same_block);
 }
 
-/// Every equation that stats.hpp and pool.hpp promise at quiescence.
-inline void check_sound(const pool& audited) {
+/// Every equation that stats.hpp and pool.hpp promise at quiescence. What streams hold counts as cached.
+template <class Pool>
+void check_sound(const Pool& audited) {
   const books now = books_of(audited);
   const statistics& stats = now.stats;
   std::size_t live = 0, requested = 0, cached = 0, out_of_place = 0;
