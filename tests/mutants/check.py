@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Do all mutants still fit the sources, and has each survivor that is argued away a mutant? Builds nothing."""
+
+import sys
+
+import mutants
+
+try:
+    known, texts = mutants.load()
+    mutants.planted(known, texts)
+except mutants.Misfit as misfit:
+    sys.exit(str(misfit))
+print(f'{len(known)} mutants fit')
