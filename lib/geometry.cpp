@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "atomic.hpp"
 #include "free_list.hpp"
 #include "size_class.hpp"
 
@@ -11,8 +12,8 @@ namespace {
 
 /// Roots are 16 chunks, and larger while they are below 1 MiB and a 64-bit mask can still hold a bit for each chunk:
 /// large enough that most requests are split exactly, small enough that there are many.
-constexpr unsigned least_chunks_per_root_log2 = 4;
-constexpr unsigned most_chunks_per_root_log2 = 6;
+constexpr unsigned least_chunks_per_root_log2 = bounds::least_root_chunks_log2;
+constexpr unsigned most_chunks_per_root_log2 = bounds::most_root_chunks_log2;
 constexpr unsigned root_bytes_log2 = 20;
 
 /// The words of a group of this order fill a page of 4 KiB.

@@ -1,0 +1,444 @@
+// The buddy tree, and the block store, slots and arena over it, under every schedule: blocks tile the range, no two owners
+// meet, no merge is missed, no free node is forgotten, and the account of what is committed is right.
+#include <array>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "block_store.hpp"
+#include "buddy.hpp"
+#include "explorer.hpp"
+#include "slots.hpp"
+#include "sources.hpp"
+#include "support/tree_audit.hpp"
+
+using namespace orderly;
+using namespace orderly::detail;
+using namespace orderly::model;
+
+namespace {
+
+void expect_none(const test::findings& found) {
+  ORDERLY_EXPECT(found.count() == 0, "%zu faults, the first: %s", found.count(), found.first().c_str());
+}
+
+/// Four granules, and plain data in each, which only the owner of a block writes.
+struct of_tree : scenario {
+  geometry shape;
+  chunk_table chunks;
+  std::unique_ptr<buddy> tree = std::make_unique<buddy>();
+  std::array<plain<unsigned>, 8> owner;
+
+  explicit of_tree(std::uint64_t granules = 4) : shape(flat_geometry(16, 16 * granules)) {
+    ORDERLY_EXPECT(chunks.open(shape) && tree->open(shape, chunks), "no memory");
+  }
+  void own(node n, unsigned sixteenths, unsigned self) {
+    for (std::uint64_t i = n.granule(); i < n.granule() + granules_of(n.order, sixteenths); ++i) {
+      ORDERLY_EXPECT(owner[i].get() == 0, "granule %zu has two owners, %u and %u", std::size_t{i}, owner[i].get() - 1, self);
+      owner[i].set(self + 1);
+    }
+  }
+  std::optional<node> take(unsigned order, unsigned self, unsigned sixteenths = whole) {
+    auto n = tree->claim(order);
+    if (!n) return n;
+    n = tree->split(*n, order);
+    if (sixteenths != whole) tree->carve(*n, sixteenths);
+    own(*n, sixteenths, self);
+    tree->word(*n).store(test::live_bits(sixteenths), relaxed);
+    return n;
+  }
+  void give(node n, unsigned sixteenths = whole) {
+    for (std::uint64_t i = n.granule(); i < n.granule() + granules_of(n.order, sixteenths); ++i) owner[i].set(0);
+    std::uint64_t expected = test::live_bits(sixteenths);
+    ORDERLY_EXPECT(tree->word(n).compare_exchange_strong(expected, block_word::owned().bits(), relaxed, relaxed),
+                   "the word of a live block is %#llx", static_cast<unsigned long long>(expected));
+    tree->give(n, sixteenths);
+  }
+  /// One block for each granule, in order.
+  void take_singles(unsigned self) {
+    for (std::uint32_t i = 0; i < shape.tree_granules; ++i)
+      ORDERLY_EXPECT(take(0, self) == (node{i, 0}), "granule %u is not the next", i);
+  }
+  void expect_sound() {
+    test::findings found;
+    test::expect_listed(*tree, shape, found);
+    test::tree_audit(*tree, shape, found);
+    expect_none(found);
+  }
+  void expect_merged() {
+    expect_sound();
+    test::findings found;
+    ORDERLY_EXPECT(test::tree_audit(*tree, shape, found).merged(), "not everything is merged");
+  }
+};
+
+/// Each thread gives granules of its own back; everything merges. The last of all publishers of a pair finds the other half.
+template <std::uint32_t... of_the_first>
+struct gives : of_tree {
+  std::array<std::vector<std::uint32_t>, 3> mine{};
+  gives() {
+    take_singles(0);
+    mine[0] = {of_the_first...};
+    for (std::uint32_t i = 0; i < 4; ++i)
+      if (((i != of_the_first) && ...)) mine[1].push_back(i);
+  }
+  void thread(unsigned self) override {
+    for (const std::uint32_t i : mine[self]) give({i, 0});
+  }
+  void check() override { expect_merged(); }
+};
+
+/// {1, 2} are free and lie in lists while {0, 3} come back, from two threads.
+struct outer_granules : of_tree {
+  outer_granules() {
+    take_singles(0);
+    give({1, 0});
+    give({2, 0});
+  }
+  void thread(unsigned self) override { give({self == 0 ? 0U : 3U, 0}); }
+  void check() override { expect_merged(); }
+};
+
+/// The same, while a third takes a granule and gives it back.
+struct outer_granules_in_use : outer_granules {
+  void thread(unsigned self) override {
+    if (self != 2) return outer_granules::thread(self);
+    if (const auto n = take(0, self)) give(*n);  // or both are in hand, to be merged
+  }
+};
+
+/// Two take from one free node; both get a half.
+struct take_halves : of_tree {
+  std::array<std::optional<node>, 3> got;
+  void thread(unsigned self) override { got[self] = take(1, self); }
+  void check() override {
+    expect_sound();
+    ORDERLY_EXPECT(got[0] || got[1] || got[2], "nobody got any");
+    for (const auto& n : got)
+      if (n) give(*n);
+    expect_merged();
+  }
+};
+
+/// One takes what the other gives, and everything is there again in the end.
+struct take_against_give : of_tree {
+  std::vector<node> kept;
+  take_against_give() {
+    take_singles(0);
+    give({3, 0});
+  }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      give({2, 0});
+      give({1, 0});
+    } else if (const auto n = take(1, self)) {
+      give(*n);
+    } else if (const auto small = take(0, self)) {
+      give(*small);
+    }
+  }
+  void check() override {
+    give({0, 0});
+    expect_merged();
+  }
+};
+
+/// A node is split by one thread, while its buddy comes back from another.
+struct split_against_give : of_tree {
+  std::optional<node> got;
+  split_against_give() {
+    ORDERLY_EXPECT(take(1, 0) == (node{0, 1}), "the first half comes first");
+  }
+  void thread(unsigned self) override {
+    if (self == 0)
+      give({0, 1});
+    else
+      got = take(0, self);
+  }
+  void check() override {
+    expect_sound();
+    if (got) give(*got);  // or the half was in hand, to be merged
+    expect_merged();
+  }
+};
+
+/// Blocks of three granules in four: the rest is carved off and merges again.
+struct trimmed : of_tree {
+  std::optional<node> got;
+  trimmed() {
+    ORDERLY_EXPECT(take(2, 0, 12) == (node{0, 2}), "the range is free");
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return give({0, 2}, 12);
+    got = take(0, self);
+  }
+  void check() override {
+    expect_sound();
+    if (got) give(*got);  // or the granule was in hand, to be merged
+    expect_merged();
+  }
+};
+
+/// One takes and gives twice, the other gives: hints go out of date, and come again.
+struct hints_out_of_date : of_tree {
+  hints_out_of_date() : of_tree(2) { take_singles(0); }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      give({0, 0});
+      return;
+    }
+    give({1, 0});
+    for (int i = 0; i < 2; ++i)
+      if (const auto n = take(0, self)) give(*n);
+  }
+  void check() override { expect_merged(); }
+};
+
+constexpr traits three{.threads = 3, .long_bound = 3};
+const registered<gives<0>> a1("buddy", "gives-0-123");
+const registered<gives<0, 1>> a2("buddy", "gives-01-23");
+const registered<gives<0, 2>> a3("buddy", "gives-02-13");
+const registered<outer_granules> b1("buddy", "outer-granules");
+const registered<outer_granules_in_use> b2("buddy", "outer-granules-in-use", {.threads = 3, .long_bound = 2});
+const registered<take_halves> c1("buddy", "take-halves");
+const registered<take_halves> c2("buddy", "take-halves-of-three", three);
+const registered<take_against_give> d1("buddy", "take-against-give");
+const registered<split_against_give> e1("buddy", "split-against-give");
+const registered<trimmed> f1("buddy", "trimmed");
+const registered<hints_out_of_date> g1("buddy", "hints-out-of-date");
+const registered<hints_out_of_date> h1("buddy", "stopped", {.long_bound = 2, .short_bound = 1, .parked = 3});
+
+/// A store over chunks of two granules; a commit is refused where the scenario says so.
+struct of_store : scenario {
+  source_book book;
+  std::unique_ptr<block_store> store;
+  owners owned;
+  struct block {
+    node n;
+    unsigned sixteenths;
+  };
+  std::array<std::optional<block>, most_threads> got;
+  std::optional<block> kept;
+
+  /// A root of eight chunks is split already, down to chunks.
+  explicit of_store(std::uint64_t limit_chunks = 2, std::uint64_t capacity_chunks = 8) {
+    const geometry shape = virtual_geometry(granule, 2 * granule, capacity_chunks * 2 * granule, limit_chunks * 2 * granule);
+    store = std::make_unique<block_store>(shape, std::make_unique<paper>(book, 2 * granule, capacity_chunks * 2 * granule));
+    ORDERLY_EXPECT(store->open(), "no memory");
+    kept = take(2);
+    ORDERLY_EXPECT(kept.has_value(), "refused");
+  }
+  /// Null: refused.
+  std::optional<block> take(std::uint64_t granules, refusal& why) {
+    const block_shape shape = shape_of(granules);
+    const auto n = store->take_one(shape, granules, ceiling::hard, why);
+    if (!n) return std::nullopt;
+    const block b{*n, shape.sixteenths};
+    expect_committed(b);
+    touch_all(b);
+    store->word(b.n).store(test::live_bits(shape.sixteenths), relaxed);
+    return b;
+  }
+  std::optional<block> take(std::uint64_t granules) {
+    refusal why = refusal::none;
+    return take(granules, why);
+  }
+  void give(const block& b) {
+    touch_all(b);
+    std::uint64_t expected = test::live_bits(b.sixteenths);
+    ORDERLY_EXPECT(store->word(b.n).compare_exchange_strong(expected, block_word::owned().bits(), relaxed, relaxed),
+                   "the word of a live block is %#llx", static_cast<unsigned long long>(expected));
+    store->give(b.n, b.sixteenths);
+  }
+  [[nodiscard]] std::pair<std::uint64_t, std::uint64_t> granules_of_block(const block& b) const {
+    const std::uint64_t first = store->shape().granule(b.n);
+    return {first, first + (store->length(b.n, b.sixteenths) >> store->shape().granule_shift)};
+  }
+  void touch_all(const block& b) {
+    const auto [first, end] = granules_of_block(b);
+    for (std::uint64_t i = first; i < end; ++i) touch(reinterpret_cast<void*>(paper::base + i * granule), true);
+  }
+  void expect_committed(const block& b) {
+    const auto [first, end] = granules_of_block(b);
+    for (std::uint64_t i = first; i < end; ++i)
+      ORDERLY_EXPECT(book.units[i / 2], "granule %zu of a block is not committed", std::size_t{i});
+  }
+  void expect_books_agree() const {
+    ORDERLY_EXPECT(store->memory().committed() == book.committed, "%zu bytes are accounted for, %zu committed",
+                   store->memory().committed(), book.committed);
+    ORDERLY_EXPECT(book.committed <= store->shape().limit, "%zu bytes are committed above the limit", book.committed);
+    test::findings found;
+    test::tree_audit(store->tree(), store->shape(), found);
+    expect_none(found);
+  }
+  void expect_all_given() {
+    for (auto& each : got)
+      if (each) give(*each);
+    give(*kept);
+    expect_books_agree();
+    test::findings found;
+    ORDERLY_EXPECT(test::tree_audit(store->tree(), store->shape(), found).merged(), "not everything is merged");
+  }
+};
+
+/// Both commit; there is room for both.
+struct grow : of_store {
+  grow() : of_store(3) {}
+  void thread(unsigned self) override {
+    got[self] = take(1 + self);
+    ORDERLY_EXPECT(got[self].has_value(), "refused, below the limit");
+    expect_committed(*got[self]);
+  }
+  void check() override { expect_all_given(); }
+};
+
+/// Both commit, where one chunk more is the limit: the charge of one may turn the other away, but not more than that.
+struct grow_to_the_limit : of_store {
+  grow_to_the_limit() : of_store(2) {}
+  void thread(unsigned self) override { got[self] = take(2); }
+  void check() override {
+    ORDERLY_EXPECT(got[0].has_value() != got[1].has_value(), "the chunk is lent to %s",
+                   got[0].has_value() ? "both" : "nobody");
+    expect_all_given();
+  }
+};
+
+/// The source refuses one commit or two: what was half done is undone, and serves later.
+struct rollback : of_store {
+  std::array<refusal, 2> why{};
+  rollback() : of_store(8) { book.refusals = 2; }
+  void thread(unsigned self) override {
+    got[self] = take(4, why[self]);
+    ORDERLY_EXPECT(got[self].has_value() || why[self] == refusal::source, "refused for another reason");
+  }
+  void check() override {
+    expect_books_agree();
+    expect_all_given();
+    book.refusals = 0;
+    ORDERLY_EXPECT(take(4).has_value(), "what was rolled back serves no more");
+  }
+};
+
+/// Half of it is committed already, and the rest is refused.
+struct rollback_of_the_rest : rollback {
+  rollback_of_the_rest() {
+    const unsigned refusals = std::exchange(book.refusals, 0);
+    const auto b = take(2);
+    ORDERLY_EXPECT(b.has_value(), "refused");
+    give(*b);
+    book.refusals = refusals;
+  }
+};
+
+/// A pass decommits what lies free, while another takes.
+struct trim_against_take : of_store {
+  std::size_t released = 0;
+  trim_against_take() : of_store(3) {
+    const auto b = take(4);
+    ORDERLY_EXPECT(b.has_value(), "refused");
+    give(*b);
+  }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      released = store->trim(~std::size_t{0});
+      return;
+    }
+    refusal why = refusal::none;
+    got[1] = take(1, why);
+    ORDERLY_EXPECT(got[1].has_value() || why != refusal::no_node, "there are addresses");
+    if (!got[1]) return;
+    expect_committed(*got[1]);
+    give(*std::exchange(got[1], std::nullopt));
+  }
+  void check() override {
+    expect_all_given();
+    static_cast<void>(store->trim(~std::size_t{0}));
+    ORDERLY_EXPECT(book.committed == 0, "%zu bytes stay committed", book.committed);
+  }
+};
+
+/// The same, with a source that takes nothing back.
+struct trim_refused : trim_against_take {
+  trim_refused() { book.decommits = false; }
+  void check() override {
+    expect_all_given();
+    ORDERLY_EXPECT(released == 0 && book.committed == 6 * granule, "a refused decommit is accounted for");
+  }
+};
+
+/// Small blocks come from chunks of their own; the last one of a chunk gives it back whole.
+struct small_and_large : of_store {
+  small_and_large() : of_store(3) {
+    got[0] = take(1);
+    ORDERLY_EXPECT(got[0].has_value(), "refused");
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return give(*std::exchange(got[0], std::nullopt));
+    got[1] = take(2);
+    ORDERLY_EXPECT(got[1].has_value(), "refused, with a chunk free");
+  }
+  void check() override { expect_all_given(); }
+};
+
+constexpr traits long_ones{.long_bound = 3, .stale = 1};
+const registered<grow> i1("store", "grow", long_ones);
+const registered<grow_to_the_limit> i2("store", "grow-to-the-limit", long_ones);
+const registered<rollback> i3("store", "rollback", long_ones);
+const registered<rollback_of_the_rest> i4("store", "rollback-of-the-rest", long_ones);
+const registered<trim_against_take> i5("store", "trim-against-take", long_ones);
+const registered<trim_refused> i6("store", "trim-refused", long_ones);
+const registered<small_and_large> i7("store", "small-and-large");
+
+/// Blocks above a root: 9 and 10 chunks in slots of 16.
+struct of_slots : of_store {
+  of_slots() : of_store(24, 24) {}
+  static constexpr std::uint64_t one = 2 * 9;
+  static constexpr std::uint64_t other = 2 * 10;
+};
+
+/// A slot goes from hand to hand, and grows or shrinks in between.
+struct slot_exchange : of_slots {
+  slot_exchange() {
+    got[0] = take(one);
+    ORDERLY_EXPECT(got[0].has_value(), "refused");
+  }
+  void thread(unsigned self) override {
+    if (self == 0) give(*std::exchange(got[0], std::nullopt));
+    auto& mine = got[self + 1];
+    mine = take(self == 0 ? one : other);
+    if (!mine) return;
+    expect_committed(*mine);
+  }
+  void check() override {
+    ORDERLY_EXPECT(got[1].has_value() || got[2].has_value(), "a slot and the memory for it were there");
+    expect_all_given();
+  }
+};
+
+/// A pass takes the memory of free slots while another takes one.
+struct slot_trim : of_slots {
+  slot_trim() {
+    const auto b = take(one);
+    ORDERLY_EXPECT(b.has_value(), "refused");
+    give(*b);
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(store->trim(~std::size_t{0}));
+    got[1] = take(other);
+    ORDERLY_EXPECT(got[1].has_value(), "refused, with memory for two");
+    expect_committed(*got[1]);
+    give(*std::exchange(got[1], std::nullopt));
+  }
+  void check() override {
+    expect_all_given();
+    static_cast<void>(store->trim(~std::size_t{0}));
+    ORDERLY_EXPECT(book.committed == 0, "%zu bytes stay committed", book.committed);
+  }
+};
+
+const registered<slot_exchange> j1("slots", "exchange");
+const registered<slot_trim> j2("slots", "trim");
+const registered<slot_exchange> j3("slots", "stopped", {.long_bound = 2, .short_bound = 1, .parked = 3});
+
+}  // namespace
