@@ -1,5 +1,8 @@
 #include "orderly/error.hpp"
 
+#include <algorithm>
+#include <array>
+#include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <iterator>
@@ -55,36 +58,42 @@ namespace {
   }
 }
 
-[[nodiscard]] std::string hexadecimal(const void* pointer) {
-  char text[2 + 2 * sizeof pointer + 1];
-  std::snprintf(text, std::size(text), "%p", pointer);
+/// The message, which fits. Without memory of its own: a bad free may be told where there is none.
+using line = std::array<char, 512>;
+
+[[nodiscard]] line message_of(const bad_free& report) noexcept {
+  line text;
+  std::size_t end = 0;
+  const auto add = [&](const char* format, auto... values) {
+    const int length = std::snprintf(text.data() + end, text.size() - end, format, values...);
+    end = std::min(end + static_cast<std::size_t>(std::max(length, 0)), text.size() - 1);
+  };
+  add("orderly: bad free of %p", report.pointer);
+  if (report.bytes != 0) add(" (%zu bytes)", report.bytes);
+  add(": %s", to_string(report.code));
+  if (report.block != nullptr) {
+    add("; it falls in the block at %p of %zu bytes, which is %s", report.block, report.block_bytes,
+        to_string(report.state));
+    if (report.state == block_state::live) add(" (%zu bytes requested)", report.block_requested);
+  }
+  if (report.code == error::stale_handle || report.generation != report.block_generation) {
+    const std::uint64_t generation = report.generation;
+    const std::uint64_t since = (report.block_generation - generation) / 2;
+    if (generation % 2 == 0 || generation > report.block_generation)
+      add("; no handle of generation %" PRIu64 " was given for it", generation);
+    else if (since == 0)
+      add("; the handle of generation %" PRIu64 " was freed already", generation);
+    else
+      add("; the handle of generation %" PRIu64 " was freed already, and the block handed out with another handle "
+          "%" PRIu64 " time%s since", generation, since, since == 1 ? "" : "s");
+  }
+  add("; %s", advice(report.code));
   return text;
 }
 
 }  // namespace
 
-std::string bad_free::message() const {
-  std::string text = "orderly: bad free of " + hexadecimal(pointer);
-  if (bytes != 0) text += " (" + std::to_string(bytes) + " bytes)";
-  text += std::string(": ") + to_string(code);
-  if (block != nullptr) {
-    text += "; it falls in the block at " + hexadecimal(block) + " of " + std::to_string(block_bytes) +
-            " bytes, which is " + to_string(state);
-    if (state == block_state::live) text += " (" + std::to_string(block_requested) + " bytes requested)";
-  }
-  if (code == error::stale_handle || generation != block_generation) {
-    const std::string handle = "handle of generation " + std::to_string(generation);
-    const std::uint64_t since = (block_generation - generation) / 2;
-    if (generation % 2 == 0 || generation > block_generation)
-      text += "; no " + handle + " was given for it";
-    else if (since == 0)
-      text += "; the " + handle + " was freed already";
-    else
-      text += "; the " + handle + " was freed already, and the block handed out with another handle " +
-              std::to_string(since) + (since == 1 ? " time" : " times") + " since";
-  }
-  return text + "; " + advice(code);
-}
+std::string bad_free::message() const { return message_of(*this).data(); }
 
 out_of_memory::out_of_memory(std::size_t requested, std::size_t committed, std::size_t limit) noexcept
     : requested_(requested) {
@@ -98,7 +107,7 @@ bad_free_error::bad_free_error(const bad_free& report) : std::invalid_argument(r
 
 namespace on_bad_free {
 
-void print(const bad_free& report) { std::fprintf(stderr, "%s\n", report.message().c_str()); }
+void print(const bad_free& report) { std::fprintf(stderr, "%s\n", message_of(report).data()); }
 
 void abort(const bad_free& report) {
   print(report);
