@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <utility>
 
@@ -24,7 +23,8 @@ using namespace orderly::detail;
 constexpr unsigned place_bits = 10;
 constexpr std::size_t places = std::size_t{1} << place_bits;
 
-/// One pool's place. Constant-initialised, trivially destroyed: valid at any time of the process.
+/// One pool's place. Constant-initialised, trivially destroyed: valid at any time of the process. Creation and destruction
+/// take it by a compare-and-swap to `changing`, and whoever does has the rest; no mutex that a fork could meet locked.
 struct place {
   atomic<std::uint64_t> handle{0};          ///< 0: no pool
   orderly::pool* pool = nullptr;            ///< this or the next
@@ -36,7 +36,7 @@ struct place {
 constexpr orderly::stream_handle default_stream = nullptr;
 
 constinit std::array<place, places> table;
-constinit mutex table_mutex;  // serves creation and destruction
+constexpr std::uint64_t changing = ~std::uint64_t{0};  // no handle: uses do not come that far
 
 constexpr std::size_t most_text = 512;
 thread_local constinit std::array<char, most_text> last_error{};
@@ -58,14 +58,15 @@ const place* find(const orderly_pool* handle) noexcept {
   const auto number = reinterpret_cast<std::uint64_t>(handle);
   const place& at = table[number % places];
   // Pairs with the release in enter(): the pool is constructed before its handle can be seen.
-  return number != 0 && at.handle.load(acquire) == number ? &at : nullptr;
+  return number != 0 && number != changing && at.handle.load(acquire) == number ? &at : nullptr;
 }
 
 orderly_pool* enter(orderly::pool* made, orderly::stream_pool* made_with_streams) noexcept {
-  const std::lock_guard lock(table_mutex);
   for (std::size_t i = 0; i < places; ++i) {
     place& at = table[i];
-    if (at.handle.load(relaxed) != 0) continue;  // changed under the mutex only
+    std::uint64_t expected = 0;
+    // Acquire: the release in orderly_pool_destroy(), for the place's last uses.
+    if (!at.handle.compare_exchange_strong(expected, changing, acquire, relaxed)) continue;
     at.pool = made;
     at.streams = made_with_streams;
     const std::uint64_t number = ++at.uses << place_bits | i;
@@ -172,14 +173,14 @@ int orderly_pool_create_host(const orderly_options* given, orderly_pool** pool) 
 }
 
 void orderly_pool_destroy(orderly_pool* pool) {
-  std::unique_ptr<orderly::pool> dying;
-  std::unique_ptr<orderly::stream_pool> dying_with_streams;
-  const std::lock_guard lock(table_mutex);
   if (find(pool) == nullptr) return;
-  place& at = table[reinterpret_cast<std::uint64_t>(pool) % places];
-  at.handle.store(0, relaxed);  // nobody may be using the pool; see the header
-  dying.reset(std::exchange(at.pool, nullptr));
-  dying_with_streams.reset(std::exchange(at.streams, nullptr));
+  auto number = reinterpret_cast<std::uint64_t>(pool);
+  place& at = table[number % places];
+  // Of two threads that destroy one pool, one does. Acquire: as in find().
+  if (!at.handle.compare_exchange_strong(number, changing, acquire, relaxed)) return;
+  const std::unique_ptr<orderly::pool> dying(std::exchange(at.pool, nullptr));
+  const std::unique_ptr<orderly::stream_pool> dying_with_streams(std::exchange(at.streams, nullptr));
+  at.handle.store(0, release);  // enter(); nobody may be using the pool, see the header
 }
 
 void* orderly_allocate(orderly_pool* pool, size_t bytes) { return orderly_allocate_aligned(pool, bytes, 1); }
