@@ -56,6 +56,9 @@ class arena {
   /// True while a thread waits for the source: it holds what it holds, but it will get on.
   [[nodiscard]] bool in_source() const noexcept { return in_source_.load(seq_cst) != 0; }
 
+  /// After a fork, in the child: who was in the source is gone.
+  void forget_source_calls() noexcept { in_source_.store(0, relaxed); }  // no other thread
+
   [[nodiscard]] const geometry& shape() const noexcept { return shape_; }
   [[nodiscard]] const chunk_table& chunks() const noexcept { return chunks_; }
   [[nodiscard]] std::byte* base() const noexcept { return base_; }

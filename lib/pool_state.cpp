@@ -779,6 +779,7 @@ void pool::state::after_fork(bool child) noexcept {
     for (std::size_t i = 0; i < count; ++i)
       if (!holds_front(&fronts_[i])) fronts_[i].abandon();
     frontless_ended_.store(frontless_begun_.load(relaxed), relaxed);
+    store_.memory().forget_source_calls();
   }
   if (lanes_ != nullptr) lanes_->unlock();
   notes_.mutex.unlock();

@@ -12,8 +12,11 @@
 namespace orderly::detail {
 namespace {
 
+/// Order of mutexes: gate, those of pools, list. Whoever asks needs the list alone, so he may hold a pool's mutexes, and a
+/// fork that waits for these keeps nobody from asking.
 struct registry {
-  detail::mutex mutex;
+  mutex gate;  ///< for who changes `alive`, or forks
+  mutex list;  ///< for who looks at `alive`, or changes it; serves `unpinned` and pins
   condition_variable unpinned;
   std::vector<registered_pool*> alive;
 };
@@ -26,46 +29,63 @@ registry& all() {
 
 }  // namespace
 
-/// A process that forks takes every mutex first, so that none belongs to a thread that the child does not have.
+/// A process that forks takes every mutex first, so that none belongs to a thread that the child does not have. The youngest
+/// pool first: its source may use an older one while it holds its own mutex.
 struct fork_handlers {
   static void prepare() {
     registry& pools = all();
-    pools.mutex.lock();
-    for (registered_pool* const pool : pools.alive) pool->before_fork();
+    pools.gate.lock();
+    for (auto at = pools.alive.rbegin(); at != pools.alive.rend(); ++at) (*at)->before_fork();
+    pools.list.lock();
   }
   static void parent() { release(false); }
-  static void child() { release(true); }
+  static void child() {
+    new (&all().unpinned) condition_variable;  // nobody waits here, whatever the old one has counted
+    release(true);
+  }
+
+  /// Throws std::bad_alloc.
+  static void install() {
+    static const bool once = [] {
+      if (pthread_atfork(prepare, parent, child) != 0) throw std::bad_alloc();  // the next pool tries again
+      return true;
+    }();
+    static_cast<void>(once);
+  }
 
  private:
   static void release(bool child) {
     registry& pools = all();
+    pools.list.unlock();
     for (registered_pool* const pool : pools.alive) {
       if (child) pool->pins_ = 0;
       pool->after_fork(child);
     }
-    pools.mutex.unlock();
+    pools.gate.unlock();
   }
 };
 
 void registered_pool::enroll() {
-  static const int refused = pthread_atfork(fork_handlers::prepare, fork_handlers::parent, fork_handlers::child);
-  if (refused != 0) throw std::bad_alloc();
+  fork_handlers::install();
   registry& pools = all();
-  const std::lock_guard lock(pools.mutex);
+  const std::scoped_lock lock(pools.gate, pools.list);
   pools.alive.push_back(this);
   serial_ = next_serial();
 }
 
 void registered_pool::withdraw() noexcept {
   registry& pools = all();
-  std::unique_lock lock(pools.mutex);
-  std::erase(pools.alive, this);
+  {
+    const std::scoped_lock lock(pools.gate, pools.list);
+    std::erase(pools.alive, this);
+  }
+  std::unique_lock lock(pools.list);
   pools.unpinned.wait(lock, [&] { return pins_ == 0; });
 }
 
 bool served_elsewhere(const void* pointer, const registered_pool* self) noexcept {
   registry& pools = all();
-  const std::lock_guard lock(pools.mutex);
+  const std::lock_guard lock(pools.list);
   return std::ranges::any_of(pools.alive,
                              [&](const registered_pool* p) { return p != self && p->contains(pointer); });
 }
@@ -77,7 +97,7 @@ std::uint64_t next_serial() noexcept {
 
 bool is_alive(std::uint64_t serial) noexcept {
   registry& pools = all();
-  const std::lock_guard lock(pools.mutex);
+  const std::lock_guard lock(pools.list);
   return std::ranges::find(pools.alive, serial, &registered_pool::serial) != pools.alive.end();
 }
 
@@ -85,14 +105,14 @@ void detach_if_alive(std::uint64_t serial, front& of) noexcept {
   registry& pools = all();
   registered_pool* found = nullptr;
   {
-    const std::lock_guard lock(pools.mutex);
+    const std::lock_guard lock(pools.list);
     const auto at = std::ranges::find(pools.alive, serial, &registered_pool::serial);
     if (at == pools.alive.end()) return;
     found = *at;
     ++found->pins_;
   }
   found->detach(of);
-  const std::lock_guard lock(pools.mutex);
+  const std::lock_guard lock(pools.list);
   if (--found->pins_ == 0) pools.unpinned.notify_all();
 }
 

@@ -1,6 +1,6 @@
 /// \file
 /// The pools that are alive, for what must be asked of all of them: whose pointer is this, and is that pool still there.
-/// Slow paths only; one mutex.
+/// Slow paths only; under mutexes.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ class registered_pool {
   friend void detach_if_alive(std::uint64_t serial, front& of) noexcept;
 
   std::uint64_t serial_ = 0;
-  std::uint32_t pins_ = 0;  ///< threads that give a front back just now; guarded by the registry's mutex
+  std::uint32_t pins_ = 0;  ///< threads that give a front back just now; guarded by the registry's list
 };
 
 /// True if a pool other than `self` serves the pointer.
@@ -44,7 +44,7 @@ class registered_pool {
 /// A number that is never given twice: of a pool, or of what must not be taken for one. From 1 on. Lock-free.
 [[nodiscard]] std::uint64_t next_serial() noexcept;
 
-/// Gives a front back if its pool is alive. The pool waits with its end meanwhile; the registry's mutex is not held.
+/// Gives a front back if its pool is alive. The pool waits with its end meanwhile; no mutex of the registry's is held.
 void detach_if_alive(std::uint64_t serial, front& of) noexcept;
 
 }  // namespace orderly::detail

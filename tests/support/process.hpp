@@ -55,7 +55,7 @@ struct child_end {
   std::string output;
 };
 
-/// Runs `body` in a child process, which exits with 0 if the body returns. Only from a process with one thread.
+/// Runs `body` in a child process, which exits with 0 if the body returns, with 125 if it throws. Only from a process with one thread.
 [[nodiscard]] inline child_end run_child(const std::function<void()>& body) {
   const captured_stderr capture;
   const pid_t child = fork();
@@ -64,7 +64,11 @@ struct child_end {
     const rlimit no_core{0, 0};
     setrlimit(RLIMIT_CORE, &no_core);
     std::signal(SIGABRT, SIG_DFL);  // doctest's handler would report the test as failed
-    body();
+    try {
+      body();
+    } catch (...) {
+      _exit(125);  // the rest of the tests is the parent's
+    }
     _exit(0);
   }
   int status = 0;
