@@ -301,7 +301,11 @@ void* pool::state::allocate_once(const request& wanted) noexcept {
 }
 
 void* pool::state::allocate_slow(const request& wanted) {
-  thread_local std::uint64_t handling = 0;  // serial of the pool whose handler this thread is in
+  struct handling {  // of the pools whose handlers this thread is in: one may allocate in another pool, and that one's here
+    std::uint64_t pool;
+    const handling* outer;
+  };
+  thread_local constinit const handling* innermost = nullptr;
   struct refusal_count {  // also when the handler throws
     atomic<std::uint64_t>* counter;
     ~refusal_count() {
@@ -313,11 +317,15 @@ void* pool::state::allocate_slow(const request& wanted) {
       refused.counter = nullptr;
       return block;
     }
-    if (!settings_.on_out_of_memory || handling == serial()) break;
+    if (!settings_.on_out_of_memory) break;
+    const handling* same = innermost;
+    while (same != nullptr && same->pool != serial()) same = same->outer;
+    if (same != nullptr) break;
+    const handling here{serial(), innermost};
     struct leaving {
-      std::uint64_t outer;
-      ~leaving() { handling = outer; }
-    } const leave{std::exchange(handling, serial())};
+      const handling* outer;
+      ~leaving() { innermost = outer; }
+    } const leave{std::exchange(innermost, &here)};
     if (!settings_.on_out_of_memory(wanted.bytes)) break;
   }
   return nullptr;
