@@ -23,8 +23,8 @@ ARGUMENTS = ['-std=c++20', '-fsanitize=address', '-Wno-unknown-warning-option']
 # Text of a source, and what must be found in it.
 PLANTED = [
     ('int CamelCase = 0;', 'readability-identifier-naming'),
-    ('#include <string>\nvoid f() noexcept(false); void g(std::string s); void h(std::string s) '
-     '{ g(static_cast<std::string&&>(s)); g(s); }', 'bugprone-use-after-move|performance'),
+    ('#include <string>\nint count(std::string text) { return static_cast<int>(text.size()); }',
+     'performance-unnecessary-value-param'),
     ('struct s { virtual ~s() = default; virtual void f(); }; struct t : s { virtual void f(); };',
      'modernize-use-override'),
     ('#include <cstdlib>\nint main() { int* p = static_cast<int*>(std::malloc(4)); std::free(p); return *p; }',
