@@ -1,7 +1,9 @@
 #include "orderly/cuda.hpp"
 
 #include <cstdint>
+#include <memory>
 
+#include "regions.hpp"
 #include "runtime.hpp"
 
 namespace orderly {
@@ -43,14 +45,33 @@ constexpr memory_kind managed_memory{
 /// One allocation, handed out as one range at a time.
 class flat_source final : public memory_source {
  public:
-  flat_source(const memory_kind& kind, int device, std::size_t bytes) noexcept
-      : kind_(kind), device_(device), bytes_(bytes) {}
+  flat_source(const memory_kind& kind, int device, std::size_t bytes, bool with_regions)
+      : kind_(kind),
+        device_(device),
+        bytes_(bytes),
+        regions_(with_regions || detail::regions_are_asked_for() ? std::make_unique<detail::regions>() : nullptr) {}
 
   [[nodiscard]] std::size_t granularity() const noexcept override { return kind_.alignment; }
   [[nodiscard]] std::size_t capacity() const noexcept override { return bytes_; }
   [[nodiscard]] bool is_virtual() const noexcept override { return false; }
+  [[nodiscard]] block_observer* observer() noexcept override { return regions_.get(); }
 
   [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
+    void* const range = reserve_plain(bytes, alignment);
+    if (range != nullptr && regions_ != nullptr) regions_->begin(range, bytes);
+    return range;
+  }
+
+  void release(void*, std::size_t) noexcept override {
+    if (regions_ != nullptr) regions_->end();
+    free();
+  }
+
+  [[nodiscard]] bool commit(void*, std::size_t) noexcept override { return true; }
+  [[nodiscard]] bool decommit(void*, std::size_t) noexcept override { return false; }
+
+ private:
+  [[nodiscard]] void* reserve_plain(std::size_t bytes, std::size_t alignment) noexcept {
     const bool too_much = bytes_ != 0 && bytes > bytes_;
     if (allocation_ != nullptr || too_much || bytes == 0) return nullptr;
     // Large allocations are aligned to pages of the device or the system, which is mostly enough.
@@ -64,12 +85,6 @@ class flat_source final : public memory_source {
     return allocation_ == nullptr ? nullptr : align(allocation_, alignment);
   }
 
-  void release(void*, std::size_t) noexcept override { free(); }
-
-  [[nodiscard]] bool commit(void*, std::size_t) noexcept override { return true; }
-  [[nodiscard]] bool decommit(void*, std::size_t) noexcept override { return false; }
-
- private:
   [[nodiscard]] static void* align(void* address, std::size_t alignment) noexcept {
     const auto start = reinterpret_cast<std::uintptr_t>(address);
     const std::uintptr_t aligned = (start + alignment - 1) & ~(static_cast<std::uintptr_t>(alignment) - 1);
@@ -95,6 +110,7 @@ class flat_source final : public memory_source {
   const memory_kind& kind_;
   int device_;
   std::size_t bytes_;
+  std::unique_ptr<detail::regions> regions_;  ///< null: no tool is to be told
   void* allocation_ = nullptr;
 };
 
@@ -111,23 +127,23 @@ std::size_t most_of_free_memory(int device) noexcept {
 
 }  // namespace
 
-std::unique_ptr<memory_source> make_cuda_device_source(int device, std::size_t bytes) {
+std::unique_ptr<memory_source> make_cuda_device_source(int device, std::size_t bytes, bool with_regions) {
   if (!detail::cuda_device_exists(device)) return nullptr;
   if (bytes == 0) bytes = most_of_free_memory(device);
-  return bytes == 0 ? nullptr : std::make_unique<flat_source>(device_memory, device, bytes);
+  return bytes == 0 ? nullptr : std::make_unique<flat_source>(device_memory, device, bytes, with_regions);
 }
 
-std::unique_ptr<memory_source> make_cuda_pinned_source(std::size_t bytes) {
+std::unique_ptr<memory_source> make_cuda_pinned_source(std::size_t bytes, bool with_regions) {
   // Page-locked memory belongs to the context that is current when it is made, and is of use in all.
   int device = 0;
   if (!detail::cuda_device_exists(device)) return nullptr;
   if (cuda_call("cudaGetDevice", [&] { return cudaGetDevice(&device); }) != cudaSuccess) return nullptr;
-  return std::make_unique<flat_source>(pinned_memory, device, bytes);
+  return std::make_unique<flat_source>(pinned_memory, device, bytes, with_regions);
 }
 
-std::unique_ptr<memory_source> make_cuda_managed_source(int device, std::size_t bytes) {
+std::unique_ptr<memory_source> make_cuda_managed_source(int device, std::size_t bytes, bool with_regions) {
   if (!detail::cuda_device_exists(device)) return nullptr;
-  return std::make_unique<flat_source>(managed_memory, device, bytes);
+  return std::make_unique<flat_source>(managed_memory, device, bytes, with_regions);
 }
 
 }  // namespace orderly

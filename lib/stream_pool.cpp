@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "observed_blocks.hpp"
 #include "pool_state.hpp"
 
 namespace orderly {
@@ -27,6 +28,7 @@ class stream_pool::state {
  public:
   state(std::unique_ptr<memory_source> source, std::shared_ptr<stream_driver> driver, const stream_options& settings)
       : settings_(settings),
+        observed_(observe(source.get())),
         seal_bytes_(settings.seal_bytes == 0 ? default_seal_bytes : settings.seal_bytes),
         core_(std::move(source), settings.memory,
               std::make_unique<lanes>(std::move(driver), lanes::manner{.may_wait = settings.wait_before_refusing,
@@ -52,14 +54,15 @@ class stream_pool::state {
   [[nodiscard, gnu::noinline]] void* allocate_slowly(std::size_t bytes, std::size_t alignment,
                                                      stream_handle stream) noexcept {
     lane* const in = find(stream);
-    return in == nullptr ? nullptr : core_.allocate_or_null(bytes, alignment, in);
+    if (in == nullptr) return nullptr;
+    return observed(bytes, *in, [&] { return core_.allocate_or_null(bytes, alignment, in); });
   }
 
   [[nodiscard, gnu::noinline]] void* allocate_slowly_or_throw(std::size_t bytes, std::size_t alignment,
                                                               stream_handle stream) {
     lane* const in = find(stream);
     if (in == nullptr) throw_unknown(stream);
-    return core_.allocate_or_throw(bytes, alignment, in);
+    return allocate_in(*in, bytes, alignment);
   }
 
   [[nodiscard, gnu::noinline]] error deallocate_slowly(void* pointer, std::size_t bytes, stream_handle stream,
@@ -73,10 +76,29 @@ class stream_pool::state {
     return deallocate_in(*in, pointer, bytes, report);
   }
 
+  [[nodiscard]] void* allocate_in(lane& in, std::size_t bytes, std::size_t alignment) {
+    return observed(bytes, in, [&] { return core_.allocate_or_throw(bytes, alignment, &in); });
+  }
+
   [[nodiscard]] error deallocate_in(lane& in, void* pointer, std::size_t bytes, bad_free* report) noexcept {
     if (settings_.safe_mode) core_.streams()->mark(in);
-    const error code = core_.deallocate_slow(pointer, bytes, report, &in);
+    const error code = observed_ == nullptr ? core_.deallocate_slow(pointer, bytes, report, &in)
+                                            : deallocate_observed(pointer, bytes, report, in);
     core_.seal_if_due(in, seal_bytes_);
+    return code;
+  }
+
+  /// Null for `in`: no stream uses it.
+  [[nodiscard]] error divide(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live, lane* in,
+                             std::string* why) noexcept {
+    if (observed_ == nullptr) return core_.divide(pointer, part_bytes, live, in, why);
+    const std::lock_guard lock(observed_->mutex);
+    const error code = core_.divide(pointer, part_bytes, live, in, why);
+    if (code != error::none) return code;
+    observed_->take_back(pointer, is_settled(in));
+    for (std::size_t part = 0; part < live.size() * 32; ++part)
+      if ((live[part / 32] >> part % 32 & 1) != 0)
+        observed_->hand_out(static_cast<std::byte*>(pointer) + part * part_bytes, part_bytes, captures(in));
     return code;
   }
 
@@ -87,13 +109,47 @@ class stream_pool::state {
     return code;
   }
 
-  [[nodiscard]] bool watched() const noexcept { return settings_.safe_mode || settings_.watch_captures; }
+  /// Whose memory is observed, of those threads keep none at hand.
+  [[nodiscard]] bool watched() const noexcept {
+    return settings_.safe_mode || settings_.watch_captures || observed_ != nullptr;
+  }
 
   stream_options settings_;
+  std::unique_ptr<observed_blocks> observed_;  ///< null: nobody is to be told
   std::size_t seal_bytes_;
   pool::state core_;
 
  private:
+  [[nodiscard]] static std::unique_ptr<observed_blocks> observe(memory_source* source) {
+    block_observer* const by = source == nullptr ? nullptr : source->observer();
+    return by == nullptr ? nullptr : std::make_unique<observed_blocks>(*by);
+  }
+
+  template <class Allocate>
+  [[nodiscard]] void* observed(std::size_t bytes, lane& in, const Allocate& allocate) {
+    if (observed_ == nullptr) [[likely]] return allocate();
+    const std::lock_guard lock(observed_->mutex);
+    void* const block = allocate();
+    if (block != nullptr) observed_->hand_out(block, std::max<std::size_t>(bytes, 1), captures(&in));
+    return block;
+  }
+
+  [[nodiscard]] error deallocate_observed(void* pointer, std::size_t bytes, bad_free* report, lane& in) noexcept {
+    const std::lock_guard lock(observed_->mutex);
+    const error code = core_.deallocate_slow(pointer, bytes, report, &in);
+    if (code == error::none) observed_->take_back(pointer, is_settled(&in));
+    return code;
+  }
+
+  [[nodiscard]] static bool captures(const lane* in) noexcept { return in != nullptr && pool::state::captures(in); }
+
+  /// True: no work of the device uses what was freed in the stream; waits for that.
+  [[nodiscard]] bool is_settled(const lane* in) const noexcept {
+    if (captures(in)) return false;
+    stream_driver& driver = core_.streams()->driver();
+    return (in == nullptr || driver.capture(in->stream) == 0) && driver.synchronize_all();
+  }
+
   static constexpr std::size_t default_seal_bytes = std::size_t{64} << 20;
 };
 
@@ -129,7 +185,7 @@ void* stream_pool::allocate_settled(std::size_t bytes, std::size_t alignment, st
   lane* const in = state_->find(idle);  // before: a driver that tells now need not tell later
   if (in == nullptr) throw_unknown(idle);
   const thread_lanes::entry* const known = lanes::at_hand(state_->core_.serial(), idle);
-  const auto otherwise = [=, at = state_] { return at->core_.allocate_or_throw(bytes, alignment, in); };
+  const auto otherwise = [=, at = state_] { return at->allocate_in(*in, bytes, alignment); };
   const bool at_hand = known != nullptr && known->of == in && known->mine != nullptr &&
                        state_->core_.aligned_by_granule(alignment);
   void* const block = at_hand ? state_->core_.allocate_hot(*known->mine, bytes, otherwise) : otherwise();
@@ -237,14 +293,14 @@ error stream_pool::divide(void* pointer, std::size_t part_bytes, const std::uint
   lane* const in = state_->find(stream);
   if (in == nullptr) return error::invalid_argument;
   if (state_->settings_.safe_mode) state_->core_.streams()->mark(*in);
-  const error code = state_->core_.divide(pointer, part_bytes, {live, words}, in, why);
+  const error code = state_->divide(pointer, part_bytes, {live, words}, in, why);
   state_->core_.seal_if_due(*in, state_->seal_bytes_);
   return code;
 }
 
 error stream_pool::divide_settled(void* pointer, std::size_t part_bytes, const std::uint32_t* live, std::size_t words,
                                   std::string* why) noexcept {
-  return state_ == nullptr ? error::pool_gone : state_->core_.divide(pointer, part_bytes, {live, words}, nullptr, why);
+  return state_ == nullptr ? error::pool_gone : state_->divide(pointer, part_bytes, {live, words}, nullptr, why);
 }
 
 bool stream_pool::release_stream(stream_handle stream) noexcept {

@@ -31,15 +31,27 @@ namespace orderly {
 /// is free now, in whole 2 MiB; the rest is for modules, local memory and libraries. The memory is had when a pool is
 /// made, and given back with it; giving it back waits for the device.
 /// Null: CUDA or the device is missing.
-[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_device_source(int device, std::size_t bytes = 0);
+///
+/// `with_regions`, here and below, or ORDERLY_CUDA_REGIONS=1 in the environment: compute-sanitizer is told of a
+/// stream_pool's blocks (NVTX memory regions), so that its memcheck reports an access to a freed block, or past the end of
+/// a live one. Such a pool is for looking for errors: each call takes a mutex, and each free waits until all work of the
+/// device is done, because work that is there already may use the block; so that work must not wait for the calling
+/// thread, nor an out-of-memory handler for another one. It watches captures, too: what they allocate or free stays
+/// allowed until the pool goes, because graphs use it again; so does what was freed while the device could not be waited
+/// for. What kernels allocate from a lease or ring is not told of, the blocks that they were lent are. Without effect where
+/// the toolkit at build time has no nvtx3/nvToolsExtMem.h.
+[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_device_source(int device, std::size_t bytes = 0,
+                                                                                 bool with_regions = false);
 
 /// Page-locked host memory that every device reaches: one cudaHostAlloc. `bytes`: the capacity; 0: that of the pool,
 /// which must then be given. Null: CUDA is missing.
-[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_pinned_source(std::size_t bytes);
+[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_pinned_source(std::size_t bytes,
+                                                                                 bool with_regions = false);
 
 /// Managed memory, which host and devices reach and which may exceed the device's: one cudaMallocManaged with the
 /// device current. `bytes` as for pinned memory. Null: CUDA or the device is missing.
-[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_managed_source(int device, std::size_t bytes);
+[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_managed_source(int device, std::size_t bytes,
+                                                                                  bool with_regions = false);
 
 /// The streams of a device. A stream of another device may wait for the driver's events; record() in it is refused.
 ///
