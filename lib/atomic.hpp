@@ -21,6 +21,7 @@ template <class T>
 using atomic = std::atomic<T>;
 
 using mutex = std::mutex;
+using recursive_mutex = std::recursive_mutex;
 using condition_variable = std::condition_variable;
 
 /// Lets other threads run.

@@ -5,8 +5,8 @@
 
 #include <cstddef>
 #include <map>
-#include <mutex>
 
+#include "atomic.hpp"
 #include "orderly/block_observer.hpp"
 
 namespace orderly::detail {
@@ -18,7 +18,7 @@ class observed_blocks {
   explicit observed_blocks(block_observer& by) noexcept : by_(by) {}
 
   /// Recursive: an out-of-memory handler frees and allocates inside of an allocation.
-  std::recursive_mutex mutex;
+  recursive_mutex mutex;
 
   /// `kept`: a graph may use it whenever it is launched.
   void hand_out(void* block, std::size_t bytes, bool kept) noexcept;

@@ -16,9 +16,10 @@ import sys
 # From the ground up. A layer has rows; headers of one row do not know each other.
 LAYERS = [
     ('words', [
-        ['orderly/export.h'],
-        ['orderly/error.hpp', 'atomic.hpp', 'part_map.hpp', 'reserved_array.hpp', 'size_class.hpp'],
-        ['orderly/options.hpp', 'orderly/stats.hpp', 'block_word.hpp', 'free_list.hpp'],
+        ['orderly/checked.hpp', 'orderly/export.h'],
+        ['orderly/block_observer.hpp', 'orderly/error.hpp', 'atomic.hpp', 'part_map.hpp', 'reserved_array.hpp',
+         'size_class.hpp'],
+        ['orderly/options.hpp', 'orderly/stats.hpp', 'block_word.hpp', 'free_list.hpp', 'generations.hpp'],
         ['geometry.hpp'],
         ['chunk_table.hpp'],
     ]),
@@ -42,7 +43,7 @@ LAYERS = [
     ]),
     ('pool', [
         ['pass_mutex.hpp'],
-        ['orderly/pool.hpp', 'orderly/stream_pool.hpp'],
+        ['orderly/pool.hpp', 'orderly/stream_pool.hpp', 'observed_blocks.hpp'],
         ['pool_state.hpp'],
     ]),
     ('adapters', [
@@ -56,6 +57,7 @@ LAYER = {header: number for number, (_layer, rows) in enumerate(LAYERS) for row 
 
 # Sources that are named after no header of their own: what each is a part of.
 PARTS = {
+    'lib/checked.cpp': 'pool_state.hpp',
     'lib/divide.cpp': 'pool_state.hpp',
     'lib/lane_pass.cpp': 'pool_state.hpp',
     'lib/pass.cpp': 'pool_state.hpp',
@@ -69,26 +71,35 @@ PARTS = {
     'cuda/c_api.cpp': 'orderly/orderly_cuda.h',
     'cuda/kernel_lease.cpp': 'kernel_handoff.hpp',
     'cuda/kernel_ring.cpp': 'kernel_handoff.hpp',
+    'cuda/no_regions.cpp': 'regions.hpp',
     'cuda/sources.cpp': 'orderly/cuda.hpp',
     'cuda/stream_driver.cpp': 'orderly/cuda.hpp',
     'cuda/torch.cpp': 'orderly/cuda/torch.h',
 }
 
 # Headers of lib/ that cuda/ sees: the door to atomics, and what is behind the handles of the C interface.
-LENT = ['atomic.hpp', 'c_api.hpp']
+LENT = ['atomic.hpp', 'c_api.hpp', 'thread_fronts.hpp']
 
 # Tests that are named after no header: what each tests.
 TESTED = {
     'bad_free': 'orderly/pool.hpp',
     'c_api': 'orderly/orderly.h',
     'divide': 'orderly/stream_pool.hpp',
+    'exits': 'orderly/pool.hpp',
+    'faults': 'orderly/pool.hpp',
     'fixed_buffer': 'orderly/pool.hpp',
+    'forks': 'orderly/pool.hpp',
     'kernel': 'orderly/cuda/kernel.hpp',
     'lane_pass': 'orderly/stream_pool.hpp',
+    'memory_faults': 'orderly/pool.hpp',
+    'out_of_memory': 'orderly/pool.hpp',
+    'parks': 'orderly/pool.hpp',
     'pass': 'orderly/pool.hpp',
     'pool_model': 'orderly/pool.hpp',
     'pool_stress': 'support/watched_pool.hpp',
+    'soak': 'orderly/pool.hpp',
     'support': 'support/failing_source.hpp',
+    'system_faults': 'orderly/pool.hpp',
     'threads': 'orderly/pool.hpp',
 }
 NO_TESTS = ['main']

@@ -41,6 +41,7 @@ class ORDERLY_API memory_source {
   /// AddressSanitizer or Memcheck these are told of it: what is no live block's, no access is right to. False: they are
   /// told nothing.
   [[nodiscard]] virtual bool is_host_memory() const noexcept { return false; }
+
   /// Who is to be told of the blocks that a pool in stream order has in this memory; see block_observer.hpp for what that
   /// costs. Null: nobody. Asked once, when the pool is made; it lives as long as the source.
   [[nodiscard]] virtual block_observer* observer() noexcept { return nullptr; }

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <source_location>
 #include <type_traits>
 
@@ -145,6 +146,8 @@ class mutex {
  private:
   bool locked_ = false;
 };
+
+using recursive_mutex = std::recursive_mutex;  // of observed pools, which no scenario has
 
 class condition_variable {
  public:
