@@ -32,7 +32,7 @@ inline void rest(std::chrono::microseconds time) noexcept { std::this_thread::sl
 class deadline {
  public:
   explicit deadline(std::chrono::seconds from_now) noexcept : end_(std::chrono::steady_clock::now() + from_now) {}
-  [[nodiscard]] bool over() const noexcept { return std::chrono::steady_clock::now() >= end_; }
+  [[nodiscard]] bool over() noexcept { return std::chrono::steady_clock::now() >= end_; }
 
  private:
   std::chrono::steady_clock::time_point end_;

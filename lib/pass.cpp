@@ -43,7 +43,7 @@ bool wait_for(Patience of, Done done) {
     if (done()) return true;
   }
   if (of == Patience::brief) return false;
-  const deadline end(std::chrono::seconds(3));
+  deadline end(std::chrono::seconds(3));
   while (!end.over()) {
     rest(std::chrono::microseconds(100));
     if (done()) return true;

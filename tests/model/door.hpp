@@ -13,6 +13,7 @@
 #include <mutex>
 #include <source_location>
 #include <type_traits>
+#include <utility>
 
 namespace orderly::model {
 
@@ -36,6 +37,7 @@ void await(const void* on) noexcept;
 void block(const void* on, const place& from) noexcept;
 void unblock(const void* on, bool all, const place& from) noexcept;
 void yield(const place& from) noexcept;
+void rest(const place& from) noexcept;
 [[nodiscard]] bool others_are_stopped() noexcept;
 void touch(const void* data, bool writes) noexcept;
 
@@ -169,14 +171,20 @@ class condition_variable {
 
 inline void yield(const model::place& from = model::place::current()) noexcept { model::yield(from); }
 inline void rest(std::chrono::microseconds /*time*/, const model::place& from = model::place::current()) noexcept {
-  model::yield(from);
+  model::rest(from);
 }
 
-/// Time passes when nobody else can do anything any more.
+/// Time passes when nobody else can do anything any more; then there is one more look.
 class deadline {
  public:
   explicit deadline(std::chrono::seconds /*from_now*/) noexcept {}
-  [[nodiscard]] bool over() const noexcept { return model::others_are_stopped(); }
+  [[nodiscard]] bool over() noexcept {
+    const bool stopped = model::others_are_stopped();
+    return std::exchange(stopped_before_, stopped) && stopped;
+  }
+
+ private:
+  bool stopped_before_ = false;
 };
 
 inline void reads_plain(const void* data) noexcept { model::touch(data, false); }

@@ -235,6 +235,7 @@ struct engine {
   unsigned stale = 0;
   std::uint64_t total = 0;
   std::uint64_t ticks = 0;
+  unsigned refusals = 0;   ///< of the barrier
   view* agreed = nullptr;  ///< of barriers
   own_vector<decision> decisions;
   own_string failure;
@@ -457,7 +458,11 @@ struct engine {
       x.id = shared++;
       if (by != mode::repeated) end(ending::learnt);
     }
-    if (!x.shared) return nullptr;
+    if (!x.shared) {
+      for (unsigned i = 0; i < info->of.threads; ++i)
+        if (i != current->id) fibers[i].paused = false;
+      return nullptr;
+    }
     if (x.execution != execution) {
       x.execution = execution;
       x.stores.clear();
@@ -634,6 +639,7 @@ struct engine {
     ++execution;
     depth = preemptions = stale = 0;
     total = ticks = random_steps = 0;
+    refusals = 0;
     script_at = 0;
     decisions.clear();
     current = &fibers[main_thread];
@@ -879,7 +885,8 @@ bool heavy_barrier(const place& from) noexcept {
   if (!e->info->of.barrier) return true;
   const operation now{nullptr, kind::barrier, true};
   e->before(now);
-  if (e->info->of.barrier_may_fail && e->choose_value('?', 2) != 0) {
+  if (e->refusals < e->info->of.barrier_refusals && e->choose_value('?', 2) != 0) {
+    ++e->refusals;
     e->print("barrier, refused", from);
     e->after(now);
     return false;
@@ -1003,6 +1010,16 @@ void yield(const place& from) noexcept {
   e->after(f.next);
   e->decide();
   f.asleep = false;
+}
+
+/// So long that every store has become visible; it hands nothing over.
+void rest(const place& from) noexcept {
+  engine* const e = the;
+  if (e == nullptr || !e->exploring) return;
+  yield(from);
+  for (const object* const each : e->all_objects)
+    if (each->shared && each->execution == e->execution)
+      e->current->seen->of()[each->id] = static_cast<stamp>(each->stores.size() - 1);
 }
 
 bool others_are_stopped() noexcept {

@@ -58,7 +58,7 @@ struct traits {
   unsigned short_bound = 2;
   unsigned stale = ~0U;         ///< loads that return an old value; ~0: as many as preemptions
   bool barrier = true;          ///< the system has an asymmetric barrier
-  bool barrier_may_fail = false;
+  unsigned barrier_refusals = 0;  ///< so often the system may refuse it
   bool exits = false;           ///< the end of a thread, when it gives its fronts back, is part of its steps
   unsigned parked = 0;          ///< threads that stop for ever, one of them at a time, as bits
   bool must_fail = false;       ///< the explorer's own test: it has to find something

@@ -155,7 +155,7 @@ struct watched : of_front {
 };
 
 constexpr traits without{.barrier = false};
-constexpr traits refused{.barrier_may_fail = true};
+constexpr traits refused{.barrier_refusals = 2};
 const registered<emptied> a1("front", "emptied", {.long_bound = 5});
 const registered<emptied> a2("front", "emptied-without-barrier", without);
 const registered<emptied> a3("front", "emptied-barrier-refused", refused);

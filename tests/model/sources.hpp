@@ -3,6 +3,7 @@
 /// is watched, and a commit is refused in some executions where a scenario wants it.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -85,36 +86,37 @@ inline constexpr std::size_t granule = std::size_t{1} << 14;
 }
 
 /// Who owns each granule of a pool, plainly: two owners that nothing orders are a race, and one after the other a find.
+/// Lengths are those of the requests, so that no look at the pool orders anything.
 class owners {
  public:
   static constexpr std::size_t most = 4096;
 
-  void take(const pool& of, void* block, unsigned owner) {
-    const std::size_t length = of.block_size(block);
-    ORDERLY_EXPECT(length != 0, "block %p was just allocated and has no length", block);
-    ORDERLY_EXPECT(reinterpret_cast<std::uintptr_t>(block) % granule == 0, "block %p is not aligned", block);
-    for (std::size_t i = first(block); i < first(block) + length / granule; ++i) {
+  void take(const void* block, std::size_t granules, unsigned owner) {
+    const std::size_t first = granule_of(block);
+    ORDERLY_EXPECT(first % std::bit_ceil(granules) == 0, "a block of %zu granules starts at %zu", granules, first);
+    for (std::size_t i = first; i < first + granules; ++i) {
       touch(&owner_[i], true);
-      ORDERLY_EXPECT(owner_[i] == 0, "granule %zu is handed to %u, and belongs to %u", i, owner, unsigned{owner_[i]});
-      owner_[i] = static_cast<std::uint8_t>(owner);
+      ORDERLY_EXPECT(owner_[i] == 0, "granule %zu is handed to %u, and belongs to %u", i, owner, unsigned{owner_[i]} - 1);
+      owner_[i] = static_cast<std::uint8_t>(owner + 1);
     }
   }
-  void give(const pool& of, void* block, unsigned owner) {
-    const std::size_t length = of.block_size(block);
-    ORDERLY_EXPECT(length != 0, "block %p of %u is live no more", block, owner);
-    for (std::size_t i = first(block); i < first(block) + length / granule; ++i) {
+  void give(const void* block, std::size_t granules, unsigned owner) {
+    const std::size_t first = granule_of(block);
+    for (std::size_t i = first; i < first + granules; ++i) {
       touch(&owner_[i], true);
-      ORDERLY_EXPECT(owner_[i] == owner, "granule %zu of %u belongs to %u", i, owner, unsigned{owner_[i]});
+      ORDERLY_EXPECT(owner_[i] == owner + 1, "granule %zu of %u is marked %u", i, owner, unsigned{owner_[i]});
       owner_[i] = 0;
     }
   }
 
- private:
-  [[nodiscard]] static std::size_t first(const void* block) {
+  [[nodiscard]] static std::size_t granule_of(const void* block) {
     const std::size_t at = (reinterpret_cast<std::uintptr_t>(block) - paper::base) / granule;
+    ORDERLY_EXPECT(reinterpret_cast<std::uintptr_t>(block) % granule == 0, "block %p is not aligned", block);
     ORDERLY_EXPECT(at < most, "block %p lies outside", block);
     return at;
   }
+
+ private:
   std::uint8_t owner_[most]{};
 };
 
