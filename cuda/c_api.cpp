@@ -152,6 +152,7 @@ int orderly_synchronize(orderly_pool* pool) {
   return with_streams(pool, "orderly_synchronize", [](stream_pool& of, const failure_watch& watch) {
     if (of.synchronize()) return int{ORDERLY_OK};
     return fail(orderly::error::stream_failed, watch,
+                "%s",
                 "orderly_synchronize: a stream cannot be waited for: its device has failed, or it captures");
   });
 }

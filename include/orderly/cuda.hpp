@@ -7,7 +7,8 @@
 /// with per-thread default streams: those pass cudaStreamPerThread. As everywhere in CUDA, the handle of a destroyed
 /// stream must not be passed.
 ///
-/// Of the calling thread, the current device, the stream capture mode and the last error are left as they were. Where a
+/// Of the calling thread, the current device, the stream capture mode and the last error are left as they were, unless
+/// CUDA refuses to set the former two back. Where a
 /// request of orderly's own fails while the thread has an error that it has not fetched yet, an error stays to be
 /// fetched, but its code may be the newer one.
 ///

@@ -284,12 +284,15 @@ TEST_CASE("with its last handle a resource gives up its stream, and then the poo
 TEST_CASE("a resource needs a pool and a stream; a missing device is named") {
   bench b;
   CHECK_THROWS_AS(cuda_device_resource(nullptr, 0, std::make_shared<int>()), std::invalid_argument);
-  CHECK_THROWS_AS(cuda_device_resource(b.pool, 0, nullptr), std::runtime_error);
+  CHECK_THROWS_WITH_AS(cuda_device_resource(b.pool, 0, nullptr), doctest::Contains("no stream can be made on device 0"),
+                       std::runtime_error);
   CHECK_THROWS_WITH_AS(cuda_device_resource(b.pool, 1000), doctest::Contains("device 1000"), std::runtime_error);
   CHECK_THROWS_WITH_AS(static_cast<void>(make_cuda_device_resource(1000)), doctest::Contains("device 1000"),
                        std::runtime_error);
-  CHECK_THROWS_AS(static_cast<void>(make_cuda_pinned_resource(1000, mib)), std::runtime_error);
-  CHECK_THROWS_AS(static_cast<void>(make_cuda_managed_resource(1000, mib)), std::runtime_error);
+  CHECK_THROWS_WITH_AS(static_cast<void>(make_cuda_pinned_resource(1000, mib)), doctest::Contains("device 1000"),
+                       std::runtime_error);
+  CHECK_THROWS_WITH_AS(static_cast<void>(make_cuda_managed_resource(1000, mib)), doctest::Contains("device 1000"),
+                       std::runtime_error);
 }
 
 namespace {
@@ -408,7 +411,7 @@ TEST_CASE("a pool may take its memory from a resource, a pool's own or another")
   books.most = mib - 1;
   CHECK(make_resource_source(strict_resource(books), mib)->reserve(mib, 256) == nullptr);
   const software_device device;
-  CHECK_THROWS(stream_pool(make_resource_source(strict_resource(books), mib), device.driver()));
+  CHECK_THROWS_AS(stream_pool(make_resource_source(strict_resource(books), mib), device.driver()), out_of_memory);
   CHECK(books.live == 0);
 
   bench b;

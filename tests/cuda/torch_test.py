@@ -116,8 +116,11 @@ def case_a_recorded_stream_is_waited_for(torch, _library, _losses):
             torch.cuda._sleep(50_000_000)
             copied = source.clone()
         source.record_stream(side)
+        address = source.data_ptr()
         del source
         late = [torch.full((length,), -1.0, device='cuda') for _ in range(8)]  # would take the memory
+        taken = address in [tensor.data_ptr() for tensor in late]
+        assert side.query() or not taken, 'memory that another stream uses was handed out'
         torch.cuda.synchronize()
         assert copied.min().item() == copied.max().item() == round_
         del late, copied
@@ -286,7 +289,7 @@ def group_mempool(torch, path, _losses):
         except torch.OutOfMemoryError:
             pass
         for _ in range(100):
-            (inside @ outside).item()
+            assert (inside @ outside).item() == 2 << 20
     assert (inside + outside).sum().item() == 3 << 20
     del inside, pool
     gc.collect()

@@ -22,6 +22,8 @@
  *                            15/16 of what is free on the device then. Set it where others need the device's memory,
  *                            and always in MemPool mode: there PyTorch's own allocator needs the rest.
  *   ORDERLY_TORCH_SAFE_MODE  1: streams may be destroyed at any time; one event is recorded for each free. 0: not.
+ *   ORDERLY_CUDA_REGIONS     1: compute-sanitizer is told of every block, and each free waits for the device: for looking
+ *                            for errors (make_cuda_device_source in orderly/cuda.hpp).
  *
  * Thread safety: every function from any thread at any time. Progress: as orderly::stream_pool; finding the pool takes
  * no lock once it is there.
