@@ -105,12 +105,14 @@ error pool::state::plan_division(division& of, std::string* why) const noexcept 
   return error::none;
 }
 
-/// live -> owned. False: the block is no longer as it was found.
-bool pool::state::take_live(const block_store::found& block) noexcept {
+/// live -> owned. Changed: the block is no longer as it was found.
+pool::state::taking pool::state::take_live(const block_store::found& block) noexcept {
   if (block.word.home() != 0) return take_from_home(block);
   std::uint64_t expected = block.word.bits();
   // The check, as of a free without a home. Relaxed: the parts' words and give() publish.
-  return store_.word(block.n).compare_exchange_strong(expected, block_word::owned().bits(), relaxed, relaxed);
+  return store_.word(block.n).compare_exchange_strong(expected, block_word::owned().bits(), relaxed, relaxed)
+             ? taking::taken
+             : taking::changed;
 }
 
 /// Notes for each part and piece which streams must be done with it. False: too many, or no memory; nothing has
@@ -195,10 +197,7 @@ error pool::state::divide(void* pointer, std::size_t part_bytes, std::span<const
       return code;
     }
     if (parts.parts() == 1 && !frees_all) return error::none;  // it is a block of its own already
-    if (!take_live(of.block)) continue;                        // changed since: look again
-    const auto give_up = [&](const char* reason, error code = error::out_of_memory) {
-      // Still ours, so the word goes back as it was.
-      store_.word(of.block.n).store(of.block.word.bits(), relaxed);
+    const auto refuse = [&](const char* reason, error code = error::out_of_memory) {
       if (why != nullptr) {
         try {
           *why = reason;
@@ -206,6 +205,17 @@ error pool::state::divide(void* pointer, std::size_t part_bytes, std::span<const
         }
       }
       return code;
+    };
+    const taking step = take_live(of.block);
+    if (step == taking::changed) continue;  // look again
+    if (step == taking::out_of_reach)
+      return refuse(
+          "orderly: the block came from the cache of a thread that is stopped in the middle of a call, or the system "
+          "refuses barriers between threads; try again");
+    const auto give_up = [&](const char* reason, error code = error::out_of_memory) {
+      // Still ours, so the word goes back as it was.
+      store_.word(of.block.n).store(of.block.word.bits(), relaxed);
+      return refuse(reason, code);
     };
     if (notes_.count.load(relaxed) != 0) {  // the program orders what notes a block before this
       const std::lock_guard lock(notes_.mutex);

@@ -314,18 +314,21 @@ void pool::state::collect(front& home) noexcept {
 }
 
 /// live -> owned for a block that a front handed out: with its home kept outside, so that none of its steps is under way.
-/// False: the block is no longer as it was found, or a thread is stopped inside that front.
-bool pool::state::take_from_home(const block_store::found& block) noexcept {
+/// Changed: the block is no longer as it was found. Out of reach: a thread is stopped inside that front, or the system refuses
+/// the barrier.
+pool::state::taking pool::state::take_from_home(const block_store::found& block) noexcept {
   const std::lock_guard lock(pass_mutex_);
   front& home = fronts_[block.word.home() - 1];
   home.revoke();
   std::uint64_t expected = block.word.bits();
   // Relaxed: outside() has ordered the home's last step, and the program's own order says who frees or divides.
-  const bool taken = asymmetric_barrier::heavy() && wait_for(patience::long_one, [&] { return home.outside(); }) &&
-                     store_.word(block.n).compare_exchange_strong(expected, block_word::owned().bits(), relaxed, relaxed);
+  const bool outside = asymmetric_barrier::heavy() && wait_for(patience::long_one, [&] { return home.outside(); });
+  const bool taken =
+      outside && store_.word(block.n).compare_exchange_strong(expected, block_word::owned().bits(), relaxed, relaxed);
   home.restore();
   if (!home.attached()) adopt(home);  // as in reclaim_fronts()
-  return taken;
+  if (!outside) return taking::out_of_reach;
+  return taken ? taking::taken : taking::changed;
 }
 
 std::size_t pool::state::trim(std::size_t keep_bytes) noexcept {

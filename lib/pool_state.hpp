@@ -262,8 +262,9 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   // Division; see divide.cpp.
   struct division;
   [[nodiscard]] error plan_division(division& of, std::string* why) const noexcept;
-  [[nodiscard]] bool take_from_home(const detail::block_store::found& block) noexcept;
-  [[nodiscard]] bool take_live(const detail::block_store::found& block) noexcept;
+  enum class taking : std::uint8_t { taken, changed, out_of_reach };
+  [[nodiscard]] taking take_from_home(const detail::block_store::found& block) noexcept;
+  [[nodiscard]] taking take_live(const detail::block_store::found& block) noexcept;
   [[nodiscard]] bool record_parts(const division& of) noexcept;
   void give_piece(const division& of, detail::node n) noexcept;
   void free_whole(const division& of) noexcept;

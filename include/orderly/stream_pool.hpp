@@ -132,8 +132,9 @@ class ORDERLY_API stream_pool {
   ///
   /// The block must have been allocated with a power of two of bytes up to largest_divisible(), and `part_bytes` be one
   /// of at least the granule; `live` has a bit for each part, in `words` words, rounded up. Refused, with nothing changed:
-  /// invalid_argument; as deallocate; out_of_memory where no event can be recorded in the stream, or where a block that
-  /// was recorded for other streams would become more than 65536. `why`, if given, gets a line that says so.
+  /// invalid_argument; as deallocate; out_of_memory where no event can be recorded in the stream, where a block that was
+  /// recorded for other streams would become more than 65536, or where the thread that allocated the block has been stopped
+  /// for seconds in the middle of a call. `why`, if given, gets a line that says so.
   /// Progress: takes a mutex. In statistics the parts are allocations in place of the block's.
   [[nodiscard]] error divide(void* pointer, std::size_t part_bytes, const std::uint32_t* live, std::size_t words,
                              stream_handle stream, std::string* why = nullptr) noexcept;
