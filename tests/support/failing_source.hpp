@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "orderly/source.hpp"
+#include "support/fault_plan.hpp"
 
 namespace orderly::test {
 
@@ -34,6 +35,8 @@ class source_log {
   }
   void refuse(call kind, std::size_t number) { refuse(kind, number, number); }
   void refuse_all(call kind) { refuse(kind, 1, SIZE_MAX / 2); }
+  /// Besides: `plan`, which counts the calls of every kind in one row. Outlives the source.
+  void obey(fault_plan& plan) { plan_of_all_ = &plan; }
   void refuse_none() {
     const std::lock_guard hold(mutex_);
     plans_.clear();
@@ -75,6 +78,7 @@ class source_log {
   /// Counts the call; true if it is to be refused.
   bool refused(call kind) {
     const std::size_t number = ++seen_[kind];
+    if (plan_of_all_ != nullptr && plan_of_all_->refuses()) return true;
     const auto plan = plans_.find(kind);
     return plan != plans_.end() && number >= plan->second.first && number <= plan->second.second;
   }
@@ -109,6 +113,7 @@ class source_log {
   mutable std::mutex mutex_;
   std::map<call, std::size_t> seen_;
   std::map<call, std::pair<std::size_t, std::size_t>> plans_;
+  fault_plan* plan_of_all_ = nullptr;
   std::map<std::uintptr_t, reservation> ranges_;
   std::size_t committed_ = 0;
   std::size_t peak_committed_ = 0;
@@ -133,6 +138,7 @@ class failing_source final : public memory_source {
   [[nodiscard]] bool is_host_memory() const noexcept override { return inner_->is_host_memory(); }
 
   [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
+    const outside_library here;
     const std::lock_guard hold(log_->mutex_);
     log_->expect(bytes != 0 && bytes % granularity() == 0, "reserve() gets a multiple of the granularity");
     if (log_->refused(source_log::call::reserve)) return nullptr;
@@ -144,6 +150,7 @@ class failing_source final : public memory_source {
   }
 
   void release(void* address, std::size_t bytes) noexcept override {
+    const outside_library here;
     const std::lock_guard hold(log_->mutex_);
     const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(address);
     const auto range = log_->ranges_.find(begin);
@@ -157,6 +164,7 @@ class failing_source final : public memory_source {
   }
 
   [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
+    const outside_library here;
     const std::lock_guard hold(log_->mutex_);
     log_->expect(inner_->is_virtual(), "commit() is for virtual sources");
     if (log_->refused(source_log::call::commit) || !inner_->commit(address, bytes)) return false;
@@ -168,6 +176,7 @@ class failing_source final : public memory_source {
   }
 
   [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
+    const outside_library here;
     const std::lock_guard hold(log_->mutex_);
     log_->expect(inner_->is_virtual(), "decommit() is for virtual sources");
     if (log_->refused(source_log::call::decommit) || !inner_->decommit(address, bytes)) return false;
