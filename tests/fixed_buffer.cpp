@@ -186,14 +186,6 @@ TEST_CASE("memory that is there already stays committed") {
   check_idle(tested);
 }
 
-TEST_CASE("a buffer smaller than the capacity, misaligned or null is refused") {
-  const buffer memory(mib, mib);
-  CHECK_THROWS_AS(pool(make_fixed_buffer_source(memory.start(), mib), options{.capacity = 2 * mib}), std::exception);
-  CHECK_THROWS_AS(pool(make_fixed_buffer_source(memory.start() + 8, mib / 2), options{.capacity = mib / 2}),
-                  std::exception);
-  CHECK_THROWS_AS(pool(make_fixed_buffer_source(nullptr, mib), options{.capacity = mib}), std::exception);
-}
-
 TEST_CASE("pools on two halves of one buffer tell their blocks apart") {
   const buffer memory(mib, mib);
   pool lower(make_fixed_buffer_source(memory.start(), mib / 2), options{.capacity = mib / 2});

@@ -62,30 +62,6 @@ TEST_CASE("null options are the defaults") {
   orderly_pool_destroy(pool);
 }
 
-TEST_CASE("options out of range: a code, a null handle, a message") {
-  const orderly_options wrong[] = {{mib, 3, 0, 0},        {mib, 128 * kib, 0, 0}, {mib, 0, 1000, 0},
-                                   {mib, 0, 96 * kib, 0}, {mib, 0, 0, 1},         {mib, 64 * kib, 4 * kib, 0}};
-  for (const orderly_options& settings : wrong) {
-    orderly_pool* pool = reinterpret_cast<orderly_pool*>(256);
-    CHECK(orderly_pool_create_host(&settings, &pool) == ORDERLY_ERROR_INVALID_ARGUMENT);
-    CHECK(pool == nullptr);
-    CHECK(std::strlen(orderly_last_error()) > 0);
-  }
-  CHECK(orderly_pool_create_host(nullptr, nullptr) == ORDERLY_ERROR_INVALID_ARGUMENT);
-}
-
-TEST_CASE("a capacity that no machine has: a code and a null handle") {
-  for (const std::size_t capacity : {SIZE_MAX, SIZE_MAX / 2 + 1, SIZE_MAX / 16}) {
-    CAPTURE(capacity);
-    const orderly_options settings{capacity, 0, 0, 0};
-    orderly_pool* pool = reinterpret_cast<orderly_pool*>(256);
-    const int code = orderly_pool_create_host(&settings, &pool);
-    const bool refused = code == ORDERLY_ERROR_INVALID_ARGUMENT || code == ORDERLY_ERROR_SOURCE_FAILED;
-    CHECK(refused);
-    CHECK(pool == nullptr);
-  }
-}
-
 TEST_CASE("the options reach the pool") {
   const handle pool({2 * mib, 1024, 128 * kib, mib});
   CHECK(pool.stats().capacity == 2 * mib);
@@ -208,15 +184,6 @@ TEST_CASE("a null handle, and null where something is to be written, crash nothi
   orderly_pool_destroy(nullptr);
   const handle pool({mib, 0, 0, 0});
   CHECK(orderly_pool_stats(pool.get(), nullptr) == ORDERLY_ERROR_INVALID_ARGUMENT);
-}
-
-TEST_CASE("a pointer that is no handle is not taken for one") {
-  alignas(64) static char memory[4096];
-  auto* stranger = reinterpret_cast<orderly_pool*>(memory);
-  CHECK(orderly_allocate(stranger, 1) == nullptr);
-  CHECK(orderly_deallocate(stranger, memory, 1) == ORDERLY_ERROR_POOL_GONE);
-  orderly_pool_destroy(stranger);
-  CHECK(orderly_trim(reinterpret_cast<orderly_pool*>(UINTPTR_MAX), 0) == ORDERLY_ERROR_POOL_GONE);
 }
 
 TEST_CASE("the last message is the thread's own") {

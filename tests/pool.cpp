@@ -31,17 +31,6 @@ bool aligned(const void* pointer, std::size_t alignment) {
   return reinterpret_cast<std::uintptr_t>(pointer) % alignment == 0;
 }
 
-/// A pool of `settings` is refused because an option is out of range.
-bool refuses(const options& settings) {
-  try {
-    pool refused(settings);
-  } catch (const std::invalid_argument&) {
-    return true;
-  } catch (const out_of_memory&) {
-  }
-  return false;
-}
-
 /// Allocates blocks of `bytes` until the pool refuses.
 std::vector<void*> exhaust(pool& from, std::size_t bytes) {
   std::vector<void*> blocks;
@@ -93,36 +82,6 @@ TEST_CASE("every granule and chunk in range makes a pool that works") {
       CHECK(made.try_deallocate(block, granule + 1) == error::none);
       check_idle(made);
     }
-  }
-}
-
-TEST_CASE("options out of range are refused") {
-  for (const std::size_t granule : {std::size_t{1}, std::size_t{8}, std::size_t{17}, std::size_t{255},
-                                    std::size_t{257}, 128 * kib, mib, SIZE_MAX}) {
-    CAPTURE(granule);
-    CHECK(refuses(options{.capacity = mib, .granule = granule}));
-  }
-  for (const std::size_t chunk : {std::size_t{1}, std::size_t{256}, std::size_t{2048}, 4 * kib + 1, 96 * kib,
-                                  SIZE_MAX}) {
-    CAPTURE(chunk);
-    CHECK(refuses(options{.capacity = mib, .chunk = chunk}));
-  }
-  CHECK(refuses(options{.capacity = mib, .granule = 64 * kib, .chunk = 4 * kib}));
-  for (const std::size_t chunk : {std::size_t{2} << 30, std::size_t{4} << 30}) {
-    CAPTURE(chunk);
-    CHECK(refuses(options{.granule = 16, .chunk = chunk}));  // a root has more granules than can be numbered
-  }
-  CHECK(refuses(options{.capacity = mib, .limit = 1}));
-  CHECK(refuses(options{.capacity = mib, .limit = 64 * kib - 1}));
-  CHECK(refuses(options{.capacity = mib, .slack = -0.5}));
-  CHECK(refuses(options{.capacity = mib, .slack = std::numeric_limits<double>::quiet_NaN()}));
-  CHECK_THROWS_AS(pool(std::unique_ptr<memory_source>()), std::invalid_argument);
-}
-
-TEST_CASE("a capacity that no machine has is refused by an exception, never by a crash") {
-  for (const std::size_t capacity : {SIZE_MAX, SIZE_MAX - 64 * kib, SIZE_MAX / 2 + 1, SIZE_MAX / 16}) {
-    CAPTURE(capacity);
-    CHECK_THROWS_AS(pool(options{.capacity = capacity}), std::exception);
   }
 }
 
@@ -231,18 +190,6 @@ TEST_CASE("alignment: every power of two up to the chunk is honoured") {
     }
   }
   check_idle(tested);
-}
-
-TEST_CASE("alignment: anything else is an invalid argument, and null without exceptions") {
-  pool tested(options{.capacity = 4 * mib});
-  for (const std::size_t alignment : {std::size_t{0}, std::size_t{3}, std::size_t{48}, std::size_t{257}, 96 * kib,
-                                      128 * kib, mib, SIZE_MAX, SIZE_MAX / 2 + 1}) {
-    CAPTURE(alignment);
-    CHECK_THROWS_AS((void)tested.allocate(100, alignment), std::invalid_argument);
-    CHECK(tested.try_allocate(100, alignment) == nullptr);
-  }
-  CHECK(tested.stats().allocations == 0);
-  CHECK(tested.stats().committed == 0);
 }
 
 TEST_CASE("size 0 counts as 1") {

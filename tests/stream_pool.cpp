@@ -156,27 +156,6 @@ TEST_CASE("a block may be freed in another stream than it was allocated for, by 
   check_idle(*b.tested);
 }
 
-TEST_CASE("bad frees are refused as by a pool, and change nothing") {
-  bench b(1, 16 * mib);
-  auto* const block = static_cast<char*>(b.tested->allocate(1000, b[0]));
-  bad_free report;
-  CHECK(b.tested->try_deallocate(block + 256, 1000, b[0]) == error::interior_pointer);
-  CHECK(b.tested->try_deallocate(block + 1, 1000, b[0]) == error::misaligned_pointer);
-  CHECK(b.tested->try_deallocate(block, 5000, b[0]) == error::size_mismatch);
-  CHECK(b.tested->try_deallocate(&report, 8, b[0], &report) == error::foreign_pointer);
-  CHECK(report.pointer == &report);
-  CHECK(b.tested->try_deallocate(block, 1000, nullptr, &report) == error::invalid_argument);  // names no stream
-  CHECK(b.tested->owns(block));
-  CHECK(b.tested->try_deallocate(block, 1000, b[0]) == error::none);
-  CHECK(b.tested->try_deallocate(block, 1000, b[0]) == error::double_free);
-  CHECK(b.tested->try_deallocate(nullptr, 1000, b[0]) == error::none);
-  CHECK(b.tested->try_allocate(1000, nullptr) == nullptr);
-  CHECK_THROWS_AS(static_cast<void>(b.tested->allocate(1000, nullptr)), std::invalid_argument);
-  CHECK_THROWS_AS(static_cast<void>(b.tested->allocate(17 * mib, b[0])), out_of_memory);
-  CHECK_THROWS_AS(stream_pool(make_host_source(), nullptr), std::invalid_argument);
-  check_idle(*b.tested);
-}
-
 TEST_CASE("alignments above the granule, and those that cannot be had") {
   bench b(1, 16 * mib);
   for (const std::size_t alignment : {1 * kib, 64 * kib}) {
