@@ -1,5 +1,6 @@
-// Operations on a small pool in stream order, on software streams whose work runs in an order that the input decides. Work
-// writes each block and looks whether somebody else did: two users of the same bytes without an order between them show.
+// Operations on a small pool in stream order, on software streams whose work runs in an order that the input decides.
+// Work writes each block and looks whether somebody else did: two users of the same bytes without an order between them
+// show.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -147,7 +148,7 @@ class stream_model {
       ++failed_;
       if (std::any_of(lines_.begin(), lines_.end(), [](const line& l) { return l.capturing || l.graph; })) return;
       // When all streams are done, nothing but live blocks is in the way.
-      for (line& each : lines_) ORDERLY_REQUIRE(each.stream.synchronize());  // launches of graphs that are gone
+      for (line& each : lines_) ORDERLY_REQUIRE(each.stream.synchronize());  // launches of graphs that went
       ORDERLY_REQUIRE(pool_.synchronize());
       got = attempt();
       if (!got) {
@@ -332,7 +333,8 @@ class stream_model {
     if (!order(last_user(at), s)) return;  // parts are used at once
     const std::size_t parts = known.length / part;
     std::vector<std::uint32_t> live((parts + 31) / 32);
-    for (std::size_t i = 0; i < parts; ++i) live[i / 32] |= static_cast<std::uint32_t>(choices_.uniform(0, 1)) << i % 32;
+    for (std::size_t i = 0; i < parts; ++i)
+      live[i / 32] |= static_cast<std::uint32_t>(choices_.uniform(0, 1)) << i % 32;
     const bool none_live = std::all_of(live.begin(), live.end(), [](std::uint32_t word) { return word == 0; });
     const error code = somewhere([&] { return pool_.divide(start, part, live, handle(s)); });
     if (code == error::invalid_argument) return;
@@ -376,7 +378,8 @@ class stream_model {
     for (auto& [start, known] : live_) {
       known.recorded.erase(s);
       if (known.in == s) known.in = heir;
-      if (const auto last = last_users_.find(start); last != last_users_.end() && last->second == s) last->second = heir;
+      const auto last = last_users_.find(start);
+      if (last != last_users_.end() && last->second == s) last->second = heir;
     }
     for (std::size_t other = 0; other < streams; ++other)
       if (!order(s, other)) return void(lines_[s].stream.synchronize());

@@ -1,4 +1,5 @@
-// What bench/replay reads: any bytes, plain or compressed, are a trace that keeps its promises, or are refused in one line.
+// What bench/replay reads: any bytes, plain or compressed, are a trace that keeps its promises, or are refused in one
+// line.
 #include "trace.hpp"
 
 #include <sys/mman.h>
