@@ -708,6 +708,8 @@ front* pool::state::attach(lane* in) noexcept {
 }
 
 front* pool::state::new_front() noexcept {
+  // A thread past the last front comes by in each call: it must not take the mutex. The number only grows.
+  if (front_count_.load(relaxed) == most_fronts) return nullptr;
   const std::lock_guard lock(front_mutex_);
   const std::size_t index = front_count_.load(relaxed);  // changed under this mutex only
   if (index == most_fronts) return nullptr;
