@@ -109,11 +109,49 @@ void pool::state::relieve(std::size_t bytes) noexcept {
   memory.set_soft_limit(memory.soft_limit() + excess() + memory.committed() / part_given_way);
 }
 
+/// Takes the mutex for a request that would be refused. False: its holder has not moved for seconds, nor waited for the
+/// source. With streams a pass may wait for the driver, however long, and so does this.
+bool pool::state::reach_pass(std::unique_lock<pass_mutex>& lock) noexcept {
+  if (lanes_ != nullptr) {
+    lock.lock();
+    return true;
+  }
+  for (;;) {
+    if (lock.try_lock()) return true;
+    const std::uint64_t seen = pass_mutex_.beats();
+    if (stopped_at_.load(relaxed) == seen) return false;  // a look: this holder, at this beat, has been waited for
+    bool in_source = false;
+    const bool moved = wait_for(patience::long_one, [&] {
+      in_source = in_source || store_.memory().in_source();
+      return lock.try_lock() || pass_mutex_.beats() != seen;
+    });
+    if (lock.owns_lock()) return true;
+    if (moved || in_source) continue;
+    stopped_at_.store(seen, relaxed);
+    return false;
+  }
+}
+
+/// From the store, up to the hard limit; for that what lies idle elsewhere is released. Lock-free, as its parts are.
+void* pool::state::allocate_or_trim(const request& wanted, front* mine, refusal& why) noexcept {
+  void* block = allocate_direct(mine, wanted, ceiling::hard, why);
+  if (block == nullptr && why != refusal::no_node && trim_settled(commitment(wanted)) != 0)
+    block = allocate_direct(mine, wanted, ceiling::hard, why);
+  return block;
+}
+
 /// Null: refused, and rightly: at some instant since the call no memory for the request existed outside live blocks, and
-/// what threads held that have not moved for seconds.
+/// what threads held that have not moved for seconds. Where one of those is in a pass, nobody can look into fronts, and
+/// what they hold counts as held by it.
 void* pool::state::press(const request& wanted, front* mine) noexcept {
   const std::uint64_t arrived = passes_.load(seq_cst);  // before the lock: a pass with a higher number began later
-  std::unique_lock lock(pass_mutex_);
+  std::unique_lock lock(pass_mutex_, std::defer_lock);
+  if (!reach_pass(lock)) {
+    const slow_section marked(*this, mine);
+    reclaim_depots();
+    refusal why = refusal::none;
+    return allocate_or_trim(wanted, mine, why);
+  }
   // A pass that began after this request and refused no more than it asks for has refused it too. So of many threads
   // that queue up at the limit, few run a pass.
   if (refused_.pass > arrived && refused_.granules <= wanted.granules && refused_.order <= wanted.shape.order &&
@@ -127,13 +165,7 @@ void* pool::state::press(const request& wanted, front* mine) noexcept {
 
 void* pool::state::press_locked(const request& wanted, front* mine, std::unique_lock<pass_mutex>& pass) noexcept {
   refusal why = refusal::none;
-  const std::size_t needed = commitment(wanted);
-  const auto attempt = [&] {
-    void* block = allocate_direct(mine, wanted, ceiling::hard, why);
-    if (block == nullptr && why != refusal::no_node && trim_settled(needed) != 0)
-      block = allocate_direct(mine, wanted, ceiling::hard, why);
-    return block;
-  };
+  const auto attempt = [&] { return allocate_or_trim(wanted, mine, why); };
   if (void* const block = attempt()) return block;
   for (int round = 0; round < most_rounds; ++round) {
     const activity before = watch(mine);
@@ -151,6 +183,7 @@ void* pool::state::press_locked(const request& wanted, front* mine, std::unique_
     if (!after.inside) continue;  // on the way out just now
     // Leaving is no step of its own: who was seen inside may have counted its last call already.
     const auto got_on = [&] {
+      pass_mutex_.beat();
       const activity now = watch(mine);
       return now.steps != after.steps || !now.inside;
     };
@@ -211,6 +244,12 @@ pool::state::haul pool::state::reclaim_depots() noexcept {
   return reclaimed;
 }
 
+/// A pass looks whether an owner has left its front, and says that it is still looking itself.
+bool pool::state::is_outside(const front& of) noexcept {
+  pass_mutex_.beat();
+  return of.outside();
+}
+
 /// Of all fronts, or of one lane's. Not complete: some fronts were passed over, because their owners are inside and do not
 /// get on. Where the lane's number has changed before, its fronts are left to other lanes: nobody comes by that number any
 /// more, so each is one that attach() showed before it looked at the number, and that is seen here.
@@ -227,7 +266,7 @@ pool::state::haul pool::state::reclaim_fronts(patience with, const lane* only) n
   for (std::size_t i = 0; i < count; ++i) {
     if (!chosen[i]) continue;
     front& f = fronts_[i];
-    outside[i] = ordered && wait_for(with, [&] { return f.outside(); });
+    outside[i] = ordered && wait_for(with, [&] { return is_outside(f); });
     if (outside[i])
       post_returns(f);
     else
@@ -309,7 +348,7 @@ void pool::state::collect(front& home) noexcept {
   if (!lock) return;
   passes_.fetch_add(1, seq_cst);  // a figure here; press() needs the order
   home.revoke();
-  if (asymmetric_barrier::heavy() && wait_for(patience::brief, [&] { return home.outside(); })) empty_inbox(home);
+  if (asymmetric_barrier::heavy() && wait_for(patience::brief, [&] { return is_outside(home); })) empty_inbox(home);
   home.restore();
 }
 
@@ -322,7 +361,7 @@ pool::state::taking pool::state::take_from_home(const block_store::found& block)
   home.revoke();
   std::uint64_t expected = block.word.bits();
   // Relaxed: outside() has ordered the home's last step, and the program's own order says who frees or divides.
-  const bool outside = asymmetric_barrier::heavy() && wait_for(patience::long_one, [&] { return home.outside(); });
+  const bool outside = asymmetric_barrier::heavy() && wait_for(patience::long_one, [&] { return is_outside(home); });
   const bool taken =
       outside && store_.word(block.n).compare_exchange_strong(expected, block_word::owned().bits(), relaxed, relaxed);
   home.restore();

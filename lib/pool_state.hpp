@@ -285,11 +285,14 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 
   void relieve(std::size_t bytes) noexcept;
   [[nodiscard]] void* press(const request& wanted, detail::front* mine) noexcept;
+  [[nodiscard]] bool reach_pass(std::unique_lock<detail::pass_mutex>& lock) noexcept;
+  [[nodiscard]] void* allocate_or_trim(const request& wanted, detail::front* mine, detail::refusal& why) noexcept;
   [[nodiscard]] void* press_locked(const request& wanted, detail::front* mine, std::unique_lock<detail::pass_mutex>& pass) noexcept;
   haul reclaim_caches(patience with) noexcept;
   haul reclaim_depots() noexcept;
   haul reclaim_fronts(patience with, const detail::lane* only = nullptr) noexcept;
   haul drain(detail::front& of) noexcept;
+  [[nodiscard]] bool is_outside(const detail::front& of) noexcept;  ///< Pre: pass
   [[nodiscard]] static bool can_seal(const detail::front& of) noexcept;
   void post_returns(detail::front& of) noexcept;
   void collect(detail::front& home) noexcept;
@@ -341,6 +344,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   /// an allocation that would be refused waits for it.
   detail::pass_mutex pass_mutex_;
   detail::atomic<std::uint64_t> passes_{0};
+  /// Beats of the pass mutex at which its holder was found to have stopped; see reach_pass().
+  detail::atomic<std::uint64_t> stopped_at_{~std::uint64_t{0}};
   std::uint64_t passed_on_ = 0;           ///< blocks that went on to another stream's lane; guarded by pass_mutex_
   std::uint64_t credited_operations_ = 0;  ///< guarded by pass_mutex_, like the next
   /// Of relieve(); may be overdrawn. A new pool has all the savings that it may have.

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <mutex>
 #include <thread>
 
@@ -36,6 +37,18 @@ TEST_CASE("the holder is told so, and nobody else") {
   CHECK(tested.is_mine());
   tested.unlock();
   CHECK_FALSE(tested.is_mine());
+}
+
+TEST_CASE("whoever takes it shows that it gets on, and whenever it says so; a holder that stands still shows nothing") {
+  detail::pass_mutex tested;
+  const std::uint64_t before = tested.beats();
+  const std::lock_guard lock(tested);
+  const std::uint64_t taken = tested.beats();
+  CHECK(taken != before);
+  std::thread([&] { CHECK_FALSE(tested.try_lock()); }).join();
+  CHECK(tested.beats() == taken);
+  tested.beat();
+  CHECK(tested.beats() != taken);
 }
 
 TEST_CASE("threads that lock it in turn are told the truth each time") {
