@@ -19,6 +19,7 @@
 #include "orderly/software_stream.hpp"
 #include "orderly/stream_pool.hpp"
 #include "support/paper_source.hpp"
+#include "support/oracles.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
 #include "support/threads.hpp"
@@ -433,6 +434,11 @@ TEST_CASE("threads divide and free what others divided, in all streams at once; 
       void* address;
       std::size_t bytes;
     };
+    const auto owner = [](const piece& of) { return reinterpret_cast<std::uintptr_t>(of.address) + of.bytes; };
+    const auto sign = [&](const piece& of) {
+      stamp(of.address, of.bytes).put(owner(of));
+      return of;
+    };
     struct exchange_place {
       std::mutex mutex;
       std::vector<piece> pieces;
@@ -464,7 +470,7 @@ TEST_CASE("threads divide and free what others divided, in all streams at once; 
           found.expect(code == error::none, "refused: ", to_string(code));
           const std::lock_guard lock(places[self].mutex);
           for (std::size_t i = 0; i < parts; ++i)
-            if (is_set(live, i)) places[self].pieces.push_back({at(block, i * part_bytes), part_bytes});
+            if (is_set(live, i)) places[self].pieces.push_back(sign({at(block, i * part_bytes), part_bytes}));
         }
         exchange_place& other = places[uniform(random, 0, threads - 1)];
         std::vector<piece> mine;
@@ -479,6 +485,7 @@ TEST_CASE("threads divide and free what others divided, in all streams at once; 
         for (const piece& each : mine) {
           found.expect(b.pool->block_size(each.address) == each.bytes, "a live part has another length");
           found.expect(b.pool->owns(at(each.address, each.bytes - 1)), "a live part is not there");
+          found.expect(stamp(each.address, each.bytes).remove(owner(each)), "another owner wrote to a live part");
           found.expect(b.pool->try_deallocate(each.address, each.bytes, in) == error::none, "a good free was refused");
         }
         if (step % 256 == 0) found.expect(b.pool->synchronize(), "a driver could not tell");
@@ -487,6 +494,7 @@ TEST_CASE("threads divide and free what others divided, in all streams at once; 
     for (exchange_place& each : places)
       for (const piece& left : each.pieces) b.pool->deallocate(left.address, left.bytes, b[0]);
     ORDERLY_CHECK_FINDINGS(found);
+    check_sound(*b.pool);
     b.check_idle();
   }
 }

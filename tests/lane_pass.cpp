@@ -839,6 +839,7 @@ TEST_SUITE("unit") {
     bench b(2, 16 * mib, software_schedule::workers, {}, 0, true);
     std::atomic<std::size_t> turn = 0;
     std::atomic<std::size_t> refused = 0;
+    findings found;
     constexpr std::size_t bytes = 64 * kib;
     run_threads(2, [&](std::size_t self) {
       for (std::size_t round = 0; round < scaled(1000); ++round) {
@@ -846,13 +847,19 @@ TEST_SUITE("unit") {
         std::vector<void*> blocks(16 * mib / bytes * 3 / 4);
         for (void*& block : blocks) {
           block = b.tested->try_allocate(bytes, b[self]);
-          if (block == nullptr) refused.fetch_add(1, std::memory_order_relaxed);
+          if (block == nullptr)
+            refused.fetch_add(1, std::memory_order_relaxed);
+          else
+            use(b.stream[self], block, bytes, 2 * round + self, found);
         }
         for (void* const block : blocks) b.tested->deallocate(block, bytes, b[self]);
         ++turn;
       }
     });
     CHECK(refused == 0);
+    ORDERLY_CHECK_FINDINGS(found);
+    CHECK(b.tested->synchronize());
+    check_sound(*b.tested);
   }
 
   // ------------------------------------------------------------------------------------------------------ captures

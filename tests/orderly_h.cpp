@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "support/oracles.hpp"
 #include "support/threads.hpp"
 
 using namespace orderly::test;
@@ -212,8 +213,12 @@ TEST_CASE("many threads use many handles at once") {
   run_threads(thread_count, [&](std::size_t index) {
     for (std::size_t round = 0; round < 2000; ++round) {
       orderly_pool* pool = pools[(index + round) % thread_count];
-      void* block = orderly_allocate(pool, 1 + round % 10000);
+      const std::size_t bytes = 16 + round % 10000;
+      void* block = orderly_allocate(pool, bytes);
       found.expect(block != nullptr, "refused");
+      stamp(block, bytes).put(index);
+      if (round % 16 == 0) std::this_thread::yield();
+      found.expect(stamp(block, bytes).remove(index), "another owner wrote to a live block");
       found.expect(orderly_deallocate(pool, block, 0) == ORDERLY_OK, "a good free was refused");
       found.expect(orderly_deallocate(pools[index], &round, 0) == ORDERLY_ERROR_FOREIGN_POINTER, "foreign");
       orderly_pool* own = nullptr;

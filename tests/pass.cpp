@@ -20,6 +20,7 @@
 #include "orderly/pool.hpp"
 #include "support/audit.hpp"
 #include "support/failing_source.hpp"
+#include "support/oracles.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
 #include "support/threads.hpp"
@@ -32,6 +33,14 @@ namespace {
 constexpr std::size_t kib = 1024;
 constexpr std::size_t mib = 1024 * kib;
 constexpr std::size_t chunk = 64 * kib;
+
+/// Names a block's owner in its bytes, until free_all().
+void sign(void* block, std::size_t bytes) { stamp(block, bytes).put(reinterpret_cast<std::uintptr_t>(block)); }
+
+/// Is it still so?
+[[nodiscard]] bool is_signed(void* block, std::size_t bytes) {
+  return stamp(block, bytes).remove(reinterpret_cast<std::uintptr_t>(block));
+}
 
 /// Frees all the blocks, each of that size.
 void free_all(pool& tested, std::vector<void*>& blocks, std::size_t bytes) {
@@ -115,12 +124,18 @@ class gated_source final : public memory_source {
 /// A few blocks of one size live at a time, then a few of another, and so on. Sizes above a root: memory that is free
 /// in one size is of no use to the other before it is moved. Returns the operations.
 std::size_t alternate(pool& tested, std::size_t phases) {
+  findings found;
   std::vector<void*> blocks;
   for (std::size_t phase = 0; phase < phases; ++phase) {
     const std::size_t bytes = phase % 2 == 0 ? 3 * mib : 6 * mib;
-    for (std::size_t live = 0; live < 24 * mib; live += bytes) blocks.push_back(tested.allocate(bytes));
+    for (std::size_t live = 0; live < 24 * mib; live += bytes) {
+      blocks.push_back(tested.allocate(bytes));
+      sign(blocks.back(), bytes);
+    }
+    for (void* const block : blocks) found.expect(is_signed(block, bytes), block, " was written by another owner");
     free_all(tested, blocks, bytes);
   }
+  ORDERLY_CHECK_FINDINGS(found);
   return phases * 2 * 6;
 }
 
@@ -128,6 +143,7 @@ std::size_t alternate(pool& tested, std::size_t phases) {
 /// live always fits. Returns the refusals.
 std::size_t keep_to_shares(std::size_t threads, std::size_t share_chunks, std::size_t steps) {
   pool tested(options{.capacity = threads * share_chunks * chunk});
+  findings found;
   std::atomic<std::size_t> refused = 0;
   // In the tree powers of two, which classes do not round; above a root any number.
   const std::vector<std::size_t> sizes{1, 1, 2, 4, 8, 16, 17, 24, 33};
@@ -140,6 +156,7 @@ std::size_t keep_to_shares(std::size_t threads, std::size_t share_chunks, std::s
       const auto [block, chunks] = held.back();
       held.pop_back();
       held_chunks -= chunks;
+      found.expect(is_signed(block, chunks * chunk), block, " was written by another owner");
       tested.deallocate(block, chunks * chunk);
     };
     for (std::size_t step = 0; step < steps; ++step) {
@@ -148,11 +165,14 @@ std::size_t keep_to_shares(std::size_t threads, std::size_t share_chunks, std::s
       void* block = tested.try_allocate(chunks * chunk);
       refused.fetch_add(block == nullptr, std::memory_order_relaxed);
       if (block == nullptr) continue;
+      sign(block, chunks * chunk);
       held.emplace_back(block, chunks);
       held_chunks += chunks;
     }
     while (!held.empty()) free_one();
   });
+  ORDERLY_CHECK_FINDINGS(found);
+  check_sound(tested);
   check_idle(tested);
   tested.trim();
   CHECK(tested.stats().committed == 0);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <pthread.h>
@@ -16,6 +17,7 @@
 #include "orderly/pool.hpp"
 #include "support/audit.hpp"
 #include "support/failing_source.hpp"
+#include "support/oracles.hpp"
 #include "support/scale.hpp"
 #include "support/threads.hpp"
 
@@ -38,14 +40,25 @@ namespace {
 constexpr std::size_t kib = 1024;
 constexpr std::size_t mib = 1024 * kib;
 
-/// Leaves freed blocks of many sizes in the calling thread's caches.
+std::atomic<std::size_t> overwritten = 0;
+
+/// Leaves freed blocks of many sizes in the calling thread's caches. While they are live, each names its owner.
 void fill_caches(pool& used) {
-  std::vector<void*> blocks;
+  std::vector<std::pair<void*, std::size_t>> blocks;
   for (std::size_t bytes = 256; bytes <= 64 * kib; bytes *= 2) {
-    for (int count = 0; count < 4; ++count) blocks.push_back(used.try_allocate(bytes));
+    for (int count = 0; count < 4; ++count) blocks.emplace_back(used.try_allocate(bytes), bytes);
   }
-  for (void* block : blocks) used.deallocate(block);
+  const auto owner = [](const void* block) { return reinterpret_cast<std::uintptr_t>(block); };
+  for (const auto& [block, bytes] : blocks)
+    if (block != nullptr) stamp(block, bytes).put(owner(block));
+  for (const auto& [block, bytes] : blocks) {
+    if (block != nullptr && !stamp(block, bytes).remove(owner(block))) overwritten.fetch_add(1, std::memory_order_relaxed);
+    used.deallocate(block);
+  }
 }
+
+/// After a test: nobody else has written to the blocks of fill_caches().
+void check_owners() { CHECK(overwritten.exchange(0) == 0); }
 
 /// Every block of `bytes` that the pool has can be allocated, by this thread.
 void check_all_there(pool& tested, std::size_t bytes) {
@@ -83,6 +96,7 @@ TEST_CASE("threads that exit with full caches lose nothing, however many") {
   check_idle(tested);
   tested.trim();
   CHECK(tested.stats().committed == 0);
+  check_owners();
 }
 
 TEST_CASE("a thread that exits leaves nothing in its caches") {
@@ -146,6 +160,7 @@ TEST_CASE("a thread-local object may free and allocate in its destructor, early 
     check_all_there(tested, 256);
     check_idle(tested);
   }
+  check_owners();
 }
 
 TEST_CASE("a key's destructor, later than any thread-local object's, may free and allocate") {
@@ -167,6 +182,7 @@ TEST_CASE("a key's destructor, later than any thread-local object's, may free an
   CHECK(tested.stats().bad_frees == 0);
   check_all_there(tested, 256);
   check_idle(tested);
+  check_owners();
 }
 
 TEST_CASE("a pool may end before the threads that used it") {
@@ -188,6 +204,7 @@ TEST_CASE("a pool may end before the threads that used it") {
   for (std::thread& thread : threads) thread.join();
   CHECK(log->reserved_ranges() == 0);
   ORDERLY_CHECK_CONTRACT(*log);
+  check_owners();
 }
 
 TEST_CASE("a new pool in the place of an old one gets nothing from the threads' old caches") {
@@ -215,6 +232,7 @@ TEST_CASE("a new pool in the place of an old one gets nothing from the threads' 
   }
   user.join();
   ORDERLY_CHECK_FINDINGS(found);
+  check_owners();
 }
 
 TEST_CASE("one thread works with many pools at once") {
@@ -291,6 +309,7 @@ TEST_CASE("threads and pools end in any order, at once") {
     for (std::thread& thread : threads) thread.join();
   }
   ORDERLY_CHECK_FINDINGS(found);
+  check_owners();
 }
 
 #if !ORDERLY_TEST_UNDER_TSAN  // it starts no threads after a fork of a program with threads
@@ -354,6 +373,7 @@ TEST_CASE("thread-local objects call the pool late, while other threads begin") 
   CHECK(tested.stats().bad_frees == 0);
   check_all_there(tested, 256);
   check_idle(tested);
+  check_owners();
 }
 
 TEST_CASE("threads exit while others run out of memory") {

@@ -14,6 +14,7 @@
 
 #include "orderly/software_stream.hpp"
 #include "orderly/stream_pool.hpp"
+#include "support/audit.hpp"
 #include "support/threads.hpp"
 
 namespace orderly::test {
@@ -66,6 +67,7 @@ inline void use(software_stream& in, void* block, std::size_t bytes, std::uint64
 /// Everything that the pool has is everybody's, and merged.
 inline void check_idle(stream_pool& tested) {
   CHECK(tested.synchronize());
+  check_sound(tested);
   const stream_statistics stats = tested.stats();
   CHECK(stats.memory.requested == 0);
   CHECK(stats.memory.allocated == 0);
