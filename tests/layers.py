@@ -90,6 +90,7 @@ TESTED = {
     'fixed_buffer': 'orderly/pool.hpp',
     'forks': 'orderly/pool.hpp',
     'kernel': 'orderly/cuda/kernel.hpp',
+    'linearizability': 'support/linearizability.hpp',
     'lane_pass': 'orderly/stream_pool.hpp',
     'memory_faults': 'orderly/pool.hpp',
     'out_of_memory': 'orderly/pool.hpp',
