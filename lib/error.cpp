@@ -8,6 +8,7 @@
 #include <iterator>
 
 #include "orderly/options.hpp"
+#include "uncancelled.hpp"
 
 namespace orderly {
 
@@ -107,7 +108,10 @@ bad_free_error::bad_free_error(const bad_free& report) : std::invalid_argument(r
 
 namespace on_bad_free {
 
-void print(const bad_free& report) { std::fprintf(stderr, "%s\n", message_of(report).data()); }
+void print(const bad_free& report) {
+  const detail::uncancelled here;
+  std::fprintf(stderr, "%s\n", message_of(report).data());
+}
 
 void abort(const bad_free& report) {
   print(report);

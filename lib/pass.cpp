@@ -6,6 +6,8 @@
 #include <bitset>
 #include <chrono>
 
+#include "uncancelled.hpp"
+
 namespace orderly {
 
 using namespace detail;
@@ -43,6 +45,7 @@ bool wait_for(Patience of, Done done) {
     if (done()) return true;
   }
   if (of == Patience::brief) return false;
+  const uncancelled here;
   deadline end(std::chrono::seconds(3));
   while (!end.over()) {
     rest(std::chrono::microseconds(100));

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "atomic.hpp"
+#include "uncancelled.hpp"
 
 namespace orderly::detail {
 namespace {
@@ -79,6 +80,7 @@ void registered_pool::withdraw() noexcept {
     const std::scoped_lock lock(pools.gate, pools.list);
     std::erase(pools.alive, this);
   }
+  const uncancelled here;
   std::unique_lock lock(pools.list);
   pools.unpinned.wait(lock, [&] { return pins_ == 0; });
 }

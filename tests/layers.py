@@ -18,7 +18,7 @@ LAYERS = [
     ('words', [
         ['orderly/checked.hpp', 'orderly/export.h'],
         ['orderly/block_observer.hpp', 'orderly/error.hpp', 'atomic.hpp', 'part_map.hpp', 'reserved_array.hpp',
-         'size_class.hpp'],
+         'size_class.hpp', 'uncancelled.hpp'],
         ['orderly/options.hpp', 'orderly/stats.hpp', 'block_word.hpp', 'free_list.hpp', 'generations.hpp'],
         ['geometry.hpp'],
         ['chunk_table.hpp'],
