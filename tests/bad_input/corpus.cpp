@@ -274,7 +274,9 @@ class scene {
     const std::string pool = gone_ ? "a new one" : "tested";
     const std::string stream = "s";
     const auto free = [&](const checked_block& block, std::size_t bytes) {
-      CHECK(driver_->free({.pool = pool, .block = block, .bytes = bytes, .stream = stream}).code == error::none);
+      const bool by_handle = block.generation != 0;
+      const target freed{.pool = pool, .block = block, .by_handle = by_handle, .bytes = bytes, .stream = stream};
+      CHECK(driver_->free(freed).code == error::none);
     };
     if (!gone_) {
       for (const auto& [name, known] : live_) {
