@@ -215,6 +215,7 @@ struct engine {
   std::uint32_t shared = 0;
   unsigned bound = 0;
   unsigned stale_bound = 0;
+  bool reduced = true;  ///< who was preempted sleeps
   mode by = mode::exhaustive;
   own_vector<branch> branches;
   std::uint64_t execution = 0;  ///< never the same again
@@ -404,7 +405,7 @@ struct engine {
       note('>', to.id);
       if (!voluntary) {
         ++preemptions;
-        from.asleep = by == mode::exhaustive && from.next.what != kind::none;
+        from.asleep = reduced && by == mode::exhaustive && from.next.what != kind::none;
       }
     }
     if (printing && &to != &from)
@@ -1162,13 +1163,14 @@ void prepare(void (*warm_up)()) {
     if (each.live) e.segments.push_back({each.begin, own_vector<std::byte>(each.begin, each.begin + each.size)});
 }
 
-outcome explore(const scenario_info& of, unsigned bound, unsigned stale_bound) {
+outcome explore(const scenario_info& of, unsigned bound, unsigned stale_bound, bool full) {
   engine& e = *the;
   outcome all;
   e.info = &of;
   e.clear_scenario();
   e.bound = bound;
   e.stale_bound = stale_bound;
+  e.reduced = !full;
   e.victim = most_threads;
   const auto found = [&] {
     all.failed = true;

@@ -6,6 +6,7 @@
 //   --bound N                      preemptions, and loads of an old value
 //   --stale N                      loads of an old value
 //   --random N [--seed S]          instead, N random executions of each
+//   --full                         without the second reduction of explorer.hpp
 //   --replay CHOICES               of one scenario, the execution that a find has printed
 //   --list
 // Exit status: 0 no find, 1 a find, 2 a mistake in these.
@@ -52,6 +53,7 @@ struct orders {
   std::uint64_t seed = 0;
   bool seeded = false;
   bool list = false;
+  bool full = false;
 };
 
 /// The audits of tests/support check by doctest.
@@ -81,7 +83,7 @@ void on_assertion(const doctest::AssertData& of) {
   const unsigned usual = std::getenv("ORDERLY_TEST_LONG") != nullptr ? of.of.long_bound : of.of.short_bound;
   const unsigned bound = asked.bound >= 0 ? static_cast<unsigned>(asked.bound) : usual;
   const unsigned stale = asked.stale >= 0 ? static_cast<unsigned>(asked.stale) : std::min(bound, of.of.stale);
-  const outcome all = explore(of, bound, stale);
+  const outcome all = explore(of, bound, stale, asked.full);
   std::printf("%s/%s: bound %u, old values %u: %llu executions, %llu cut short, %u objects, %.2f s\n", of.group, of.name,
               bound, stale, static_cast<unsigned long long>(all.executions), static_cast<unsigned long long>(all.pruned),
               all.shared, seconds());
@@ -96,6 +98,10 @@ int main(int count, char** arguments) {
     const std::string_view option = arguments[i];
     if (option == "--list") {
       asked.list = true;
+      continue;
+    }
+    if (option == "--full") {
+      asked.full = true;
       continue;
     }
     if (i + 1 == count) return misuse("this option is unknown, or needs a value", arguments[i]);

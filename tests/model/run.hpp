@@ -31,7 +31,7 @@ struct outcome {
 void prepare(void (*warm_up)());
 
 /// Every execution within the bounds, or up to the first find, which is printed.
-[[nodiscard]] outcome explore(const scenario_info& of, unsigned bound, unsigned stale_bound);
+[[nodiscard]] outcome explore(const scenario_info& of, unsigned bound, unsigned stale_bound, bool full = false);
 
 /// That many random executions, or up to the first find.
 [[nodiscard]] outcome sample(const scenario_info& of, std::uint64_t seed, std::uint64_t executions);

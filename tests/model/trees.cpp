@@ -9,6 +9,8 @@
 #include "block_store.hpp"
 #include "buddy.hpp"
 #include "explorer.hpp"
+#include "notes.hpp"
+#include "part_map.hpp"
 #include "slots.hpp"
 #include "sources.hpp"
 #include "support/tree_audit.hpp"
@@ -390,12 +392,90 @@ const registered<trim_against_take> i5("store", "trim-against-take", long_ones);
 const registered<trim_refused> i6("store", "trim-refused", long_ones);
 const registered<small_and_large> i7("store", "small-and-large");
 
+/// The words of a division, in the order of lib/divide.cpp: a block of four granules becomes two live parts, the second and
+/// the last, and free memory. Meanwhile another finds the last part, as soon as it is there, and frees it.
+struct divided : of_store {
+  static constexpr std::uint32_t live = 0b1010;
+  std::optional<block> whole_block;
+  divided() : of_store(4) {
+    whole_block = take(4);
+    ORDERLY_EXPECT(whole_block.has_value(), "refused");
+    std::uint64_t expected = test::live_bits(whole);
+    ORDERLY_EXPECT(store->word(whole_block->n).compare_exchange_strong(expected, block_word::owned().bits(), relaxed, relaxed),
+                   "the word of a live block is %#llx", static_cast<unsigned long long>(expected));
+  }
+  [[nodiscard]] node part(std::uint32_t i, unsigned order = 0) const {
+    return {((whole_block->n.index << whole_block->n.order) + i) >> order, static_cast<std::uint8_t>(order)};
+  }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      const part_map parts({&live, 1}, 4);
+      touch(part_address(3), true);  // what the part's user gets with it
+      store->divide(whole_block->n, 0, parts);  // 1
+      parts.each_live([&](std::uint32_t i) { store->word(part(i)).store(test::live_bits(whole), release); });  // 2
+      store->word(whole_block->n).store(block_word::split().bits(), release);                                  // 3
+      parts.each_free([&](std::uint32_t i, unsigned order) { store->give(part(i, order), whole); });           // 4
+      return;
+    }
+    const auto at = store->find_live(store->shape().bytes(part(3).granule()));
+    if (!at.exists) return;
+    ORDERLY_EXPECT(at.n == part(3), "the part is said to be of order %u", unsigned{at.n.order});
+    touch(part_address(3), true);
+    std::uint64_t expected = at.word.bits();
+    ORDERLY_EXPECT(store->word(at.n).compare_exchange_strong(expected, block_word::owned().bits(), relaxed, relaxed),
+                   "the part's word changes");
+    store->give(at.n, whole);
+    freed = true;
+  }
+  void check() override {
+    give({part(1), whole});
+    if (!freed) give({part(3), whole});
+    expect_all_given();
+  }
+  [[nodiscard]] void* part_address(std::uint32_t i) const { return store->memory().address(part(i).granule()); }
+  bool freed = false;
+};
+const registered<divided> i8("divide", "part-freed-early");
+
 /// Blocks above a root: 9 and 10 chunks in slots of 16.
 struct of_slots : of_store {
   of_slots() : of_store(24, 24) {}
   static constexpr std::uint64_t one = 2 * 9;
   static constexpr std::uint64_t other = 2 * 10;
 };
+
+/// A graph ends on one thread while another looks which are gone: what the last replay wrote is seen with the block.
+struct graph_gone : scenario {
+  notes noted;
+  std::shared_ptr<graph_memory> graph = std::make_shared<graph_memory>();
+  plain<int> written;
+  lane* const freed_in = reinterpret_cast<lane*>(std::uintptr_t{1} << 12);
+  std::size_t taken = 0;
+  graph_gone() {
+    noted.graphs.push_back(graph);
+    for (const std::uint64_t granule_of_note : {1U, 2U}) {
+      note& each = noted.by_granule[granule_of_note];
+      each.graph = graph.get();
+      each.freed_in = granule_of_note == 1 ? freed_in : nullptr;
+    }
+    noted.recount();
+  }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      written.set(1);
+      return graph->gone.store(true, release);
+    }
+    const std::size_t freed = noted.take_gone().size();
+    if (freed != 0) written.set(2);
+    taken += freed;
+  }
+  void check() override {
+    taken += noted.take_gone().size();
+    ORDERLY_EXPECT(taken == 1, "%zu blocks are taken, of one that was freed", taken);
+    ORDERLY_EXPECT(noted.count.load(relaxed) == 0, "a live block of the graph stays noted");
+  }
+};
+const registered<graph_gone> k1("notes", "graph-gone");
 
 /// A slot goes from hand to hand, and grows or shrinks in between.
 struct slot_exchange : of_slots {
