@@ -33,13 +33,17 @@ constexpr std::size_t mib = 1024 * kib;
 
 class stream_model {
  public:
-  stream_model(byte_choices& choices, lockstep_threads& threads, const stream_options& settings)
+  /// `flat`: in one piece of memory, where blocks go from stream to stream behind events all the time.
+  stream_model(byte_choices& choices, lockstep_threads& threads, const stream_options& settings, bool flat)
       : choices_(choices),
         threads_(threads),
         settings_(settings),
+        flat_(flat),
+        buffer_(flat ? settings.memory.capacity / sizeof(page) : 0),
         device_(static_cast<software_schedule>(choices.uniform(1, 3)), choices.uniform(0, 255)),
         driver_(device_.driver()),
-        pool_(make_host_source(), driver_, settings) {
+        pool_(flat ? make_fixed_buffer_source(buffer_.data(), settings.memory.capacity) : make_host_source(), driver_,
+              settings) {
     for (std::size_t i = 0; i < streams; ++i) lines_.push_back({.stream = software_stream(device_)});
   }
 
@@ -72,6 +76,14 @@ class stream_model {
   void finish() {
     for (std::size_t s = 0; s < streams; ++s)
       if (lines_[s].capturing) end_capture(s);
+    // Whoever wrote late what was no longer his shows here.
+    for (line& each : lines_) ORDERLY_REQUIRE(each.stream.synchronize());
+    for (const auto& [start, known] : live_) {
+      const auto* const words = reinterpret_cast<const std::uint64_t*>(start);
+      const std::size_t last = known.length / sizeof(std::uint64_t) - 1;
+      if (known.mark == 0 || known.capture != 0) continue;
+      ORDERLY_REQUIRE(words[0] == known.mark && words[last / 2] == known.mark && words[last] == known.mark);
+    }
     while (!live_.empty()) deallocate();
     check_stats();
     for (line& each : lines_) {
@@ -85,12 +97,16 @@ class stream_model {
     ORDERLY_REQUIRE(stats.held == 0);
     ORDERLY_REQUIRE(stats.memory.cached == 0);
     ORDERLY_REQUIRE(stats.memory.allocated == 0);
-    ORDERLY_REQUIRE(stats.memory.committed == 0);
+    ORDERLY_REQUIRE(flat_ || stats.memory.committed == 0);
     ORDERLY_REQUIRE(disturbed_ == 0);
   }
 
  private:
   static constexpr std::size_t streams = 3;
+
+  struct alignas(4096) page {
+    std::byte bytes[4096];
+  };
 
   struct line {
     software_stream stream;
@@ -178,6 +194,7 @@ class stream_model {
 
   /// As of the pool without streams: see pool_model.hpp.
   bool may_refuse(std::size_t bytes, std::size_t alignment) {
+    if (flat_) return !live_.empty() || bytes > settings_.memory.capacity;
     const std::size_t chunk = settings_.memory.chunk;
     std::set<std::uintptr_t> covered;
     for (const auto& [start, known] : live_) {
@@ -445,6 +462,8 @@ class stream_model {
   byte_choices& choices_;
   lockstep_threads& threads_;
   const stream_options settings_;
+  const bool flat_;
+  std::vector<page> buffer_;
   std::size_t disturbed_ = 0;  // blocks that somebody else had written; before the device, whose end runs work
   software_device device_;
   std::shared_ptr<stream_driver> driver_;
@@ -465,14 +484,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static std::array<lockstep_threads, 2> threads{lockstep_threads(1), lockstep_threads(2)};
   byte_choices choices({data, size});
   stream_options settings;
-  const std::size_t flags = choices.uniform(0, 31);
+  const std::size_t flags = choices.uniform(0, 63);
   settings.memory.capacity = (flags & 1) != 0 ? mib : 256 * kib;
   settings.memory.chunk = (flags & 2) != 0 ? 64 * kib : 4 * kib;
   settings.memory.on_bad_free = on_bad_free::count;
   settings.safe_mode = (flags & 4) != 0;
   settings.wait_before_refusing = (flags & 8) != 0;
   settings.seal_bytes = (flags & 16) != 0 ? 32 * kib : 0;
-  stream_model tested(choices, threads[choices.uniform(0, 1)], settings);
+  stream_model tested(choices, threads[choices.uniform(0, 1)], settings, (flags & 32) != 0);
   while (!choices.spent()) tested.step();
   tested.finish();
   return 0;
