@@ -19,8 +19,12 @@ def read_report(text, root):
     for entry in text.splitlines():
         kind, _, value = entry.partition(':')
         if kind == 'SF':
-            name = pathlib.Path(value).resolve().relative_to(root).as_posix()
-            files.setdefault(name, ({}, [0, 0]))
+            path = pathlib.Path(value).resolve()
+            name = path.relative_to(root).as_posix() if root / 'lib' in path.parents else None
+            if name is not None:
+                files.setdefault(name, ({}, [0, 0]))
+        elif name is None:
+            continue
         elif kind == 'DA':
             line, runs = value.split(',')[:2]
             lines = files[name][0]

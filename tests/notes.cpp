@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -41,6 +42,23 @@ bool contains(const std::vector<void*>& blocks, const void* block) {
 }  // namespace
 
 TEST_SUITE("unit") {
+
+TEST_CASE("a graph's block is not divided, for the graph uses it whole") {
+  bench b(1, 4 * mib);
+  REQUIRE(b.tested->begin_capture(b[0]) == error::none);
+  REQUIRE(b.stream[0].begin_capture());
+  void* const block = b.tested->allocate(mib, b[0]);
+  CHECK(b.tested->end_capture(b[0]) == error::none);
+  std::optional<software_graph> graph = b.stream[0].end_capture();
+  std::vector<std::uint32_t> live(mib / 4096 / 32, 0);
+  live[0] = 1;
+  std::string why;
+  CHECK(b.tested->divide(block, 4096, live, b[0], &why) == error::invalid_argument);
+  CHECK(why.find("graph") != std::string::npos);
+  CHECK(b.tested->try_deallocate(block, mib, b[0]) == error::none);
+  graph.reset();
+  check_idle(*b.tested);
+}
 
 TEST_CASE("what a capture uses stays out of other use until its graph is gone") {
   for (const bool flat : {false, true}) {

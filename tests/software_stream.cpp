@@ -257,6 +257,19 @@ TEST_CASE("a moved stream is the same stream") {
   CHECK(third.synchronize());
 }
 
+TEST_CASE("a moved device has its streams") {
+  software_device first;
+  software_stream stream(first);
+  software_device second(std::move(first));
+  software_device third(software_schedule::eager);
+  third = std::move(second);
+  bool ran = false;
+  stream.enqueue([&] { ran = true; });
+  CHECK(stream.synchronize());
+  CHECK(ran);
+  CHECK(third.driver()->identity(stream.handle()) != 0);
+}
+
 TEST_CASE("what captures takes no events, and runs nothing before it is launched") {
   under_every_schedule([](const software_device& device) {
     const std::shared_ptr<stream_driver> driver = device.driver();

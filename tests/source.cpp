@@ -215,6 +215,15 @@ TEST_CASE("conformance: chunks are committed, decommitted and committed again, n
   }
 }
 
+TEST_CASE("every source of the host is the host's to touch; a buffer knows its size, and keeps its memory") {
+  for (const source_kind& kind : every_kind) CHECK(kind.make()->is_host_memory());
+  const std::unique_ptr<memory_source> buffer = make_over_static_buffer();
+  CHECK(buffer->capacity() == buffer_bytes);
+  void* const range = buffer->reserve(buffer_bytes, 4096);
+  CHECK(buffer->commit(range, 4096));
+  CHECK_FALSE(buffer->decommit(range, 4096));
+}
+
 TEST_CASE("host memory: addresses cost nothing, decommitted memory is really given back") {
   const std::unique_ptr<memory_source> source = make_host_source();
   const std::size_t many = std::size_t{1} << 36;

@@ -12,11 +12,13 @@
 #include <new>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "orderly/software_stream.hpp"
+#include "support/process.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
 #include "support/stream_bench.hpp"
@@ -154,6 +156,46 @@ TEST_CASE("a block may be freed in another stream than it was allocated for, by 
     CHECK(b.tested->stats().memory.requested == 0);
   }
   check_idle(*b.tested);
+}
+
+TEST_CASE("a pool moves into another's place, and what is left refuses") {
+  bench b(1, 4 * mib);
+  bench replaced(0, 2 * mib);
+  void* const block = b.tested->allocate(1000, b[0]);
+  CHECK(b.tested->granule() == 256);
+  CHECK(b.tested->capacity() == 4 * mib);
+  stream_pool& self = *b.tested;
+  *b.tested = std::move(self);
+  CHECK(b.tested->capacity() == 4 * mib);
+  *replaced.tested = std::move(*b.tested);
+  CHECK(b.tested->granule() == 0);
+  CHECK(b.tested->capacity() == 0);
+  {
+    const captured_stderr capture;
+    b.tested->deallocate(nullptr, 1000, b[0]);
+    CHECK(capture.text().empty());
+    b.tested->deallocate(block, 1000, b[0]);
+    CHECK(capture.text().find("pool") != std::string::npos);
+  }
+  CHECK(replaced.tested->capacity() == 4 * mib);
+  CHECK(replaced.tested->try_deallocate(block, 1000, b[0]) == error::none);
+  check_idle(*replaced.tested);
+}
+
+TEST_CASE("a driver that says nothing of graphs and of all streams at once has neither") {
+  class least_driver final : public stream_driver {
+   public:
+    std::uint64_t identity(stream_handle) noexcept override { return 1; }
+    bool is_per_thread(stream_handle) noexcept override { return false; }
+    std::uint64_t capture(stream_handle) noexcept override { return 0; }
+    event_handle record(stream_handle) noexcept override { return nullptr; }
+    bool wait(stream_handle, event_handle) noexcept override { return false; }
+    event_status query(event_handle) noexcept override { return event_status::failed; }
+    bool synchronize(event_handle) noexcept override { return false; }
+    void release(event_handle) noexcept override {}
+  } driver;
+  CHECK_FALSE(driver.when_graph_is_gone(nullptr, [](void*) {}, nullptr));
+  CHECK_FALSE(driver.synchronize_all());
 }
 
 TEST_CASE("alignments above the granule, and those that cannot be had") {
