@@ -11,14 +11,21 @@
 #include <cstdint>
 #include <cstring>
 #include <mutex>
-#include <source_location>
 #include <type_traits>
 #include <utility>
 
 namespace orderly::model {
 
 using order = std::memory_order;
-using place = std::source_location;
+
+/// Where an operation is written. Not std::source_location, which not every compiler here has.
+struct place {
+  const char* file;
+  unsigned line;
+  [[nodiscard]] static constexpr place current(const char* file = __builtin_FILE(), unsigned line = __builtin_LINE()) noexcept {
+    return {file, line};
+  }
+};
 
 /// A read-modify-write that does not depend on what is read.
 enum class change : std::uint8_t { exchange, add, subtract, keep_bits, set_bits };
@@ -164,9 +171,6 @@ class condition_variable {
   }
   void notify_one(const model::place& from = model::place::current()) noexcept { model::unblock(this, false, from); }
   void notify_all(const model::place& from = model::place::current()) noexcept { model::unblock(this, true, from); }
-
- private:
-  char unused_ = 0;
 };
 
 inline void yield(const model::place& from = model::place::current()) noexcept { model::yield(from); }

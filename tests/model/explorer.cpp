@@ -143,6 +143,8 @@ struct fiber {
   bool finished = false;
   bool parked = false;
   bool paused = false;  ///< until another has made a step
+  std::uint32_t owed = 0;        ///< bits of fibers that come first: they have not run between its last two pauses
+  std::uint32_t ran_since = ~0U;  ///< bits of fibers that ran since its last pause
   bool asleep = false;  ///< until another has made a step that conflicts
   object* waits_for = nullptr;      ///< a mutex
   const void* blocked_on = nullptr;  ///< a condition
@@ -360,18 +362,28 @@ struct engine {
     return taken;
   }
 
+  /// Bits of the threads that can run.
+  [[nodiscard]] std::uint32_t able_to_run() const noexcept {
+    std::uint32_t able = 0;
+    for (unsigned i = 0; i < info->of.threads; ++i) able |= std::uint32_t{fibers[i].can_run()} << i;
+    return able;
+  }
+
   /// Who goes on. Returns when the current fiber does.
   void decide() noexcept {
     fiber& from = *current;
     std::array<fiber*, most_threads> options;
     unsigned count = 0;
     const unsigned threads = info->of.threads;
+    // Fair, or two threads that wait for a third would wake each other for ever (Musuvathi and Qadeer, PLDI 2008).
     const auto collect = [&] {
       count = 0;
-      if (from.can_run()) options[count++] = &from;
+      const std::uint32_t able = able_to_run();
+      const auto may_run = [&](const fiber& f) { return f.can_run() && (f.owed & able) == 0; };
+      if (may_run(from)) options[count++] = &from;
       for (unsigned i = 1; i <= threads; ++i) {
         fiber& each = fibers[(from.id == main_thread ? i - 1 : from.id + i) % threads];
-        if (&each != &from && each.can_run()) options[count++] = &each;
+        if (&each != &from && may_run(each)) options[count++] = &each;
       }
     };
     const bool voluntary = !from.can_run();
@@ -410,6 +422,10 @@ struct engine {
     }
     if (printing && &to != &from)
       std::printf("  -> thread %u%s\n", to.id, !voluntary ? ", which preempts" : "");
+    for (fiber& each : fibers) {
+      each.owed &= ~(std::uint32_t{1} << to.id);
+      each.ran_since |= std::uint32_t{1} << to.id;
+    }
     transfer(to);
   }
 
@@ -587,17 +603,17 @@ struct engine {
              const char* remark = "") const {
     if (!printing || ++lines > most_lines) return;
     static constexpr std::array orders{"relaxed", "consume", "acquire", "release", "acq_rel", "seq_cst"};
-    const char* const slash = std::strrchr(from.file_name(), '/');
+    const char* const slash = std::strrchr(from.file, '/');
     std::printf("  thread %u  op %-4llu %-8s object %-4u %#llx  %s  %s:%u%s\n", current->id,
                 static_cast<unsigned long long>(current->operations), what, x.id, static_cast<unsigned long long>(value),
-                orders[static_cast<std::size_t>(how)], slash != nullptr ? slash + 1 : from.file_name(),
-                static_cast<unsigned>(from.line()), remark);
+                orders[static_cast<std::size_t>(how)], slash != nullptr ? slash + 1 : from.file,
+                from.line, remark);
   }
   void print(const char* what, const place& from) const {
     if (!printing || ++lines > most_lines) return;
-    const char* const slash = std::strrchr(from.file_name(), '/');
+    const char* const slash = std::strrchr(from.file, '/');
     std::printf("  thread %u  op %-4llu %s  %s:%u\n", current->id, static_cast<unsigned long long>(current->operations), what,
-                slash != nullptr ? slash + 1 : from.file_name(), static_cast<unsigned>(from.line()));
+                slash != nullptr ? slash + 1 : from.file, from.line);
   }
 
   // ---------------------------------------------------------------------------------------------------- executions
@@ -610,6 +626,8 @@ struct engine {
       f.caught = {};
       f.exits.clear();
       f.begun = f.finished = f.parked = f.paused = f.asleep = false;
+      f.owed = 0;
+      f.ran_since = ~0U;
       f.waits_for = nullptr;
       f.blocked_on = f.awaits = nullptr;
       f.next = {};
@@ -1007,6 +1025,8 @@ void yield(const place& from) noexcept {
   fiber& f = *e->current;
   f.next = {nullptr, kind::pause, true};
   f.paused = true;
+  f.owed = e->able_to_run() & ~f.ran_since;
+  f.ran_since = 0;
   e->print("yield", from);
   e->after(f.next);
   e->decide();
@@ -1256,7 +1276,7 @@ void start_random(std::uint64_t seed) {
   e.random_state = seed * 0xd1342543de82ef95;
   for (auto& each : e.priority) each = 1000 + e.random() % 1000;
   e.changes = static_cast<unsigned>(e.random() % e.change_at.size());
-  const std::uint64_t length = 16 << (e.random() % 6);
+  const std::uint64_t length = std::uint64_t{16} << (e.random() % 6);
   for (unsigned i = 0; i < e.changes; ++i) e.change_at[i] = 1 + e.random() % length;
 }
 

@@ -151,16 +151,17 @@ struct free_at_home_under_a_pass : of_pool {
   void check() override { check_idle(); }
 };
 
-/// Two free one block. One of the frees counts; the other is refused, at once or when the parcel comes home.
-template <bool sized>
+/// Two free one block. One of the frees counts; the other is refused, at once or when the parcel comes home. The home is one
+/// of the two, or a third.
+template <bool sized, unsigned home = 0>
 struct double_free : of_pool {
-  void* const block = (in_buffer(4), set_up(0, 1));
+  void* const block = (in_buffer(4, home + 1 < 2 ? 2 : home + 1), set_up(home, 1));
   std::array<bool, 2> accepted{};
   void thread(unsigned self) override {
     accepted[self] = tested->try_deallocate(block, sized ? granule : 0) == error::none;
   }
   void check() override {
-    owned.give(block, 1, 0);
+    owned.give(block, 1, home);
     ORDERLY_EXPECT(accepted[0] || accepted[1], "nobody's free is accepted");
     end_threads();  // until then a parcel may be on its way that is dropped when it arrives
     test::check_idle(*tested);
@@ -357,6 +358,8 @@ constexpr traits usual{.long_bound = 3, .stale = 1};
 constexpr traits usual_without{.long_bound = 3, .stale = 1, .barrier = false};
 constexpr traits refused{.long_bound = 3, .stale = 1, .barrier_refusals = 2};
 constexpr traits exiting{.long_bound = 3, .stale = 1, .exits = true};
+constexpr traits small{.stale = 1};
+constexpr traits small_exiting{.stale = 1, .exits = true};
 constexpr traits three{.threads = 3, .long_bound = 2, .short_bound = 1, .stale = 1};
 constexpr traits parked{.long_bound = 1, .short_bound = 0, .stale = 1, .parked = 1};
 
@@ -369,19 +372,21 @@ const registered<pair_and_single> c2("pool", "pair-and-single-without-barrier", 
 const registered<press_on_a_front> d1("pool", "press-on-a-front", usual);
 const registered<press_on_a_front> d2("pool", "press-on-a-front-barrier-refused", refused);
 
-const registered<return_home> e1("home", "return", usual);
-const registered<return_home_under_a_pass> e2("home", "return-under-a-pass", usual);
+const registered<return_home> e1("home", "return", small);
+const registered<return_home_under_a_pass> e2("home", "return-under-a-pass", small);
 const registered<return_home_under_a_pass> e3("home", "return-under-a-pass-without-barrier", usual_without);
 const registered<free_at_home_under_a_pass> e4("home", "free-under-a-pass", usual);
 const registered<free_at_home_under_a_pass> e5("home", "free-under-a-pass-without-barrier", usual_without);
-const registered<double_free<true>> f1("home", "double-free", usual);
-const registered<double_free<false>> f2("home", "double-free-of-unknown-size", usual);
+const registered<double_free<true>> f1("home", "double-free", small);
+const registered<double_free<true, 2>> f3("home", "double-free-elsewhere", small);
+const registered<double_free<false, 2>> f4("home", "double-free-elsewhere-of-unknown-size", small);
+const registered<double_free<false>> f2("home", "double-free-of-unknown-size", small);
 
-const registered<exit_and_return> g1("exit", "return", exiting);
-const registered<front_changes_hands> g2("exit", "front-changes-hands", exiting);
-const registered<pool_ends> g3("exit", "pool-ends", exiting);
+const registered<exit_and_return> g1("exit", "return", small_exiting);
+const registered<front_changes_hands> g2("exit", "front-changes-hands", small_exiting);
+const registered<pool_ends> g3("exit", "pool-ends", small_exiting);
 
-const registered<grow> h1("growth", "grow", usual);
+const registered<grow> h1("growth", "grow", small);
 const registered<grow_refused> h2("growth", "grow-refused", usual);
 const registered<trim> h3("growth", "trim", usual);
 

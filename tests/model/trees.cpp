@@ -197,7 +197,22 @@ struct hints_out_of_date : of_tree {
   void check() override { expect_merged(); }
 };
 
+/// A granule comes back beside one that stays in use, so it stays by itself and must be found, while another takes and gives.
+struct beside_a_live_one : of_tree {
+  beside_a_live_one() : of_tree(2) { take_singles(0); }
+  void thread(unsigned self) override {
+    if (self == 0) return give({0, 0});
+    if (const auto n = take(0, self)) give(*n);
+  }
+  void check() override {
+    expect_sound();
+    give({1, 0});
+    expect_merged();
+  }
+};
+
 constexpr traits three{.threads = 3, .long_bound = 3};
+const registered<beside_a_live_one> g2("buddy", "beside-a-live-one");
 const registered<gives<0>> a1("buddy", "gives-0-123");
 const registered<gives<0, 1>> a2("buddy", "gives-01-23");
 const registered<gives<0, 2>> a3("buddy", "gives-02-13");
@@ -333,6 +348,35 @@ struct rollback_of_the_rest : rollback {
   }
 };
 
+/// Of four chunks the second is committed, so two ranges are missing; the second of them may be refused after the first.
+struct rollback_of_two_ranges : rollback {
+  std::array<std::optional<block>, 3> others;
+  rollback_of_two_ranges() {
+    const unsigned refusals = std::exchange(book.refusals, 0);
+    std::array<std::optional<block>, 4> chunks;
+    for (auto& each : others) each = take(2);
+    for (auto& each : chunks) each = take(2);
+    for (const unsigned i : {0U, 2U, 3U}) give(*chunks[i]);
+    static_cast<void>(store->trim(~std::size_t{0}));
+    give(*chunks[1]);
+    book.refusals = refusals;
+  }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      got[0] = take(8, why[0]);
+      ORDERLY_EXPECT(got[0].has_value() || why[0] == refusal::source, "refused for another reason");
+    } else {
+      give(*std::exchange(others[0], std::nullopt));
+    }
+  }
+  void check() override {
+    expect_books_agree();
+    for (auto& each : others)
+      if (each) give(*each);
+    expect_all_given();
+  }
+};
+
 /// A pass decommits what lies free, while another takes.
 struct trim_against_take : of_store {
   std::size_t released = 0;
@@ -388,6 +432,7 @@ const registered<grow> i1("store", "grow", long_ones);
 const registered<grow_to_the_limit> i2("store", "grow-to-the-limit", long_ones);
 const registered<rollback> i3("store", "rollback", long_ones);
 const registered<rollback_of_the_rest> i4("store", "rollback-of-the-rest", long_ones);
+const registered<rollback_of_two_ranges> i9("store", "rollback-of-two-ranges", long_ones);
 const registered<trim_against_take> i5("store", "trim-against-take", long_ones);
 const registered<trim_refused> i6("store", "trim-refused", long_ones);
 const registered<small_and_large> i7("store", "small-and-large");
