@@ -537,7 +537,7 @@ TEST_CASE("with a lock planted around the operation, the others are blocked") {
 }
 
 TEST_CASE("a thread is parked anywhere, and the others allocate and free") {
-  park_in_pool({.parks = 1500});
+  park_in_pool({.workers = 3, .parks = 1000});
 }
 
 TEST_CASE("two are parked at once") {
@@ -545,11 +545,11 @@ TEST_CASE("two are parked at once") {
 }
 
 TEST_CASE("all but one are parked") {
-  park_in_pool({.victims = 3, .parks = 500});
+  park_in_pool({.victims = 3, .parks = 700});
 }
 
 TEST_CASE("a thread is parked in the middle of a pass, or while passes run") {
-  park_in_pool({.parks = 600, .beside = true});
+  park_in_pool({.workers = 3, .parks = 500, .beside = true});
 }
 
 TEST_CASE("a pass is parked while memory is short: the others are refused what is not to be had, and are not kept waiting") {
@@ -557,13 +557,13 @@ TEST_CASE("a pass is parked while memory is short: the others are refused what i
 }
 
 TEST_CASE("a thread is parked in a stream, and the others allocate and free in theirs") {
-  park_in_streams({.parks = 600});
+  park_in_streams({.workers = 3, .parks = 400});
   park_in_streams({.victims = 2, .parks = 150});
-  park_in_streams({.victims = 3, .parks = 150});
+  park_in_streams({.victims = 3, .parks = 200});
 }
 
 TEST_CASE("a thread is parked in a pass over streams, or while passes run") {
-  park_in_streams({.parks = 300, .beside = true});
+  park_in_streams({.workers = 3, .parks = 250, .beside = true});
 }
 
 #if defined(__x86_64__)
