@@ -59,19 +59,17 @@ void check_all_there(pool& tested, std::size_t bytes) {
   for (void* const block : blocks) tested.deallocate(block, bytes);
 }
 
-#if defined(__linux__)
-/// Ends the thread as the system sees it: no destructor runs, and the C library does not hear of it.
-[[noreturn]] void vanish() noexcept {
-  syscall(SYS_exit, 0);
-  std::abort();
-}
-#endif
-
 }  // namespace
 
 #if defined(__linux__) && !defined(ORDERLY_TEST_SANITIZED)  // a sanitizer keeps books of its own on threads and mutexes
 
 namespace {
+
+/// Ends the thread as the system sees it: no destructor runs, and the C library does not hear of it.
+[[noreturn]] void vanish() noexcept {
+  syscall(SYS_exit, 0);
+  std::abort();
+}
 
 /// Mutexes that the thread holds, or is about to: one that dies with its holder is locked for ever.
 thread_local constinit std::atomic<int> mutexes_held{0};

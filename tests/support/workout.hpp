@@ -131,7 +131,8 @@ class workout {
   std::vector<sized_block> live_;
 };
 
-/// Of a pool in stream order: three streams, with work on every block that finds fault if another stream has it at once.
+/// Of a pool in stream order: three streams, with work on every block that finds fault where the order of its users is not
+/// kept. For schedules without workers.
 class stream_workout {
  public:
   stream_workout(stream_pool& of, const software_device& device, bool watched) : tested_(of), device_(device), watched_(watched) {
@@ -225,10 +226,21 @@ class stream_workout {
     CHECK(not_free == 0);
   }
 
+  /// Work of a stream on a block, which must run after all work that was given to its users before, in whatever stream.
+  void use(software_stream& in, void* at, std::size_t bytes) {
+    in.enqueue([first = static_cast<std::uint64_t*>(at), count = bytes / sizeof(std::uint64_t), mark = ++mark_,
+                found = &found_] {
+      for (std::uint64_t* const word : {first, first + count / 2, first + count - 1}) {
+        found->expect(*word <= mark, "work of a block's next user, number ", *word, ", ran before number ", mark);
+        *word = mark;
+      }
+    });
+  }
+
   void* take(std::size_t bytes, std::size_t in) {
     void* const address = lib([&] { return tested_.try_allocate(bytes, handle(in)); });
     if (address == nullptr) return nullptr;
-    use(streams_[in], address, bytes, ++mark_, found_);
+    use(streams_[in], address, bytes);
     live_.push_back({address, bytes, in});
     return address;
   }
@@ -261,18 +273,20 @@ class stream_workout {
     return to;
   }
 
+  /// Another stream uses a block of stream 0 as well, after what is in `after` now. In safe mode what it has done before it is recorded counts.
+  void share(void* address, std::size_t bytes, std::size_t after, std::size_t by) {
+    if (order(after, by) != by) return;
+    use(streams_[by], address, bytes);
+    // Where that is refused the program orders the uses itself.
+    if (lib([&] { return tested_.record_stream(address, handle(by)); }) != error::none) CHECK(order(by, 0) == 0);
+  }
+
   void record() {
     for (const std::size_t bytes : {std::size_t{1} * kib, 100 * kib}) {
       void* const address = take(bytes, 0);
       if (address == nullptr) continue;
-      if (lib([&] { return tested_.record_stream(address, handle(1)); }) == error::none) {
-        order(0, 1);
-        use(streams_[1], address, bytes, ++mark_, found_);
-        if (lib([&] { return tested_.record_stream(address, handle(2)); }) == error::none) {
-          order(1, 2);
-          use(streams_[2], address, bytes, ++mark_, found_);
-        }
-      }
+      share(address, bytes, 0, 1);
+      share(address, bytes, 1, 2);
     }
     give(1);
     while (take(96 * kib, 2) != nullptr) {
@@ -287,10 +301,7 @@ class stream_workout {
         void* const address = take(bytes, 0);
         if (address == nullptr) continue;
         live_.pop_back();
-        if (recorded && lib([&] { return tested_.record_stream(address, handle(1)); }) == error::none) {
-          order(0, 1);
-          use(streams_[1], address, bytes, ++mark_, found_);
-        }
+        if (recorded) share(address, bytes, 0, 1);
         // Whoever divides comes after all uses.
         if (settled) {
           streams_[0].synchronize();
@@ -337,7 +348,7 @@ class stream_workout {
     software_stream idle(device_);
     try {
       void* const address = lib([&] { return tested_.allocate_settled(20 * kib, 1, idle.handle()); });
-      *static_cast<std::uint64_t*>(address) = 1;  // nobody uses it
+      *static_cast<std::uint64_t*>(address) = mark_;  // nobody uses it
       live_.push_back({address, 20 * kib, 0});
       give(1);
     } catch (const std::bad_alloc&) {
