@@ -27,7 +27,14 @@ namespace orderly {
 /// system; growth calls the memory source; and now and then a call that finds much memory idle runs a pass itself, when no
 /// other thread does. trim, defragment and destruction run a pass under a mutex.
 ///
-/// Fork: in the child the pool goes on; what other threads had in hand at that instant is lost to it.
+/// Fork: in the child the pool goes on; what other threads had in hand at that instant is lost to it. A handler may fork;
+/// a memory source, a stream driver, and a signal handler that has interrupted a call may not.
+///
+/// Threads that die: one that ends between two calls loses nothing, even if no destructor of its runs; then passes take back
+/// what it cached. One that dies in the middle of a call takes with it what it had in hand: the blocks of that call, and a
+/// batch of cached ones or a node of at most 16 chunks. If it was inside its cache, also what that holds, and what it has
+/// allocated, as that is freed. If it held a mutex, calls that need that mutex wait for ever. A thread that is to be
+/// cancelled ends outside of the library, or in a handler that allows it; asynchronous cancellation is death.
 ///
 /// Memory: the pool never reads or writes the memory that it manages; all its records lie elsewhere.
 ///

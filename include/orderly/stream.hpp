@@ -26,7 +26,8 @@ enum class event_status {
 /// What a pool needs of a kind of streams.
 ///
 /// Thread safety: every function may be called from several threads at once. Progress: a driver may take locks; the pool
-/// calls it off its hot path only. None of them waits for a device, except those that say so.
+/// calls it off its hot path only. None of them waits for a device, except those that say so. Inside a call it must not
+/// fork, and not make or destroy a pool.
 class ORDERLY_API stream_driver {
  public:
   static constexpr std::uint64_t unknown_capture = UINT64_MAX;
