@@ -163,6 +163,14 @@ struct double_free : of_pool {
   void check() override {
     owned.give(block, 1, home);
     ORDERLY_EXPECT(accepted[0] || accepted[1], "nobody's free is accepted");
+    as_thread(home, [&] {  // another class has the parcel unpacked, beside what lies in the front
+      void* const pair = must_allocate(2, home);
+      void* const one = must_allocate(1, home);
+      void* const other = must_allocate(1, home);
+      free_sized(pair, 2, home);
+      free_sized(one, 1, home);
+      free_sized(other, 1, home);
+    });
     end_threads();  // until then a parcel may be on its way that is dropped when it arrives
     test::check_idle(*tested);
     const std::uint64_t bad = tested->stats().bad_frees;
