@@ -8,6 +8,7 @@ import mutants
 try:
     known, texts = mutants.load()
     mutants.planted(known, texts)
+    equivalent = mutants.equivalent(known)
 except mutants.Misfit as misfit:
     sys.exit(str(misfit))
-print(f'{len(known)} mutants fit')
+print(f'{len(known)} mutants fit, {len(equivalent)} of them argued away')

@@ -170,6 +170,25 @@ def load():
     return mutants, texts
 
 
+def equivalent(mutants):
+    """Why each mutant that is argued away is, by name. Throws Misfit for one that does not exist, stands there twice, or has
+    no reason."""
+    with open(HERE / 'equivalent.toml', 'rb') as file:
+        entries = tomllib.load(file).get('mutant', [])
+    names = {mutant.name for mutant in mutants}
+    reasons = {}
+    for entry in entries:
+        name, why = entry.get('name', ''), entry.get('why', '').strip()
+        if name not in names:
+            raise Misfit(f'equivalent.toml: there is no mutant {name!r}')
+        if name in reasons:
+            raise Misfit(f'equivalent.toml: {name!r} is there twice')
+        if not why:
+            raise Misfit(f'equivalent.toml: {name!r} has no reason')
+        reasons[name] = why
+    return reasons
+
+
 def planted(mutants, texts):
     """The texts with every mutant in place. Edits may lie inside each other: the inner one is planted first."""
     result = {}
