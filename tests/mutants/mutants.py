@@ -237,13 +237,13 @@ def choose(text, begin, end, members):
     return changed
 
 
-def copy_tree(to):
-    """The tracked and new files of the project, but for what git ignores."""
+def copy_tree(to, but):
+    """The tracked and new files of the project, but for what git ignores, and for `but`."""
     listed = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=ROOT, check=True,
                             capture_output=True, text=True).stdout.split('\n')
     for name in filter(None, listed):
         target = to / name
-        if not (ROOT / name).is_file():
+        if name in but or not (ROOT / name).is_file():
             continue
         if target.exists() and target.read_bytes() == (ROOT / name).read_bytes():
             continue
@@ -254,11 +254,12 @@ def copy_tree(to):
 def plant(to):
     """A copy of the project with all mutants planted. Returns them. Files that need not change keep their times."""
     mutants, texts = load()
-    copy_tree(to)
     changed = planted(mutants, texts)
+    copy_tree(to, changed)
     changed['lib/mutants.hpp'] = CHOOSER
     for file, text in changed.items():
         target = to / file
+        target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists() or target.read_text() != text:
             target.write_text(text)
     return mutants
