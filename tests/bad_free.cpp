@@ -12,6 +12,8 @@
 
 #include "orderly/pool.hpp"
 #include "support/audit.hpp"
+#include "support/lockstep_threads.hpp"
+#include "support/parks.hpp"
 #include "support/process.hpp"
 #include "support/scale.hpp"
 #include "support/threads.hpp"
@@ -150,6 +152,60 @@ TEST_CASE("when the thread that allocated it races too, the block is free once, 
     check_idle(tested);
   }
 }
+
+#if defined(__x86_64__)  // elsewhere no thread is stopped at a chosen instruction
+
+TEST_CASE("a free is stopped at any instruction while another frees the block: it is free once, and the books say so") {
+  if (sanitized) return;
+  constexpr std::size_t rounds = 80;
+  struct kind {
+    std::size_t bytes;
+    bool by_allocator;
+    unsigned stride;  ///< instructions from one stop to the next, fewer than the step from live takes
+  };
+  for (const auto& [bytes, by_allocator, stride] : {kind{256, false, 4}, {1000, true, 2}, {2 * mib, false, 10}}) {
+    CAPTURE(bytes);
+    CAPTURE(by_allocator);
+    pool tested(options{.capacity = capacity, .on_bad_free = on_bad_free::count});
+    lockstep_threads others(2);
+    parkable stopped;
+    std::atomic<void*> block = nullptr;
+    std::atomic<std::size_t> begun = 0;
+    std::atomic<std::size_t> over = 0;
+    std::atomic<std::size_t> accepted = 0;
+    std::thread frees([&] {
+      stopped.enter();
+      for (std::size_t round = 1; round <= rounds; ++round) {
+        while (begun.load() != round) std::this_thread::yield();
+        if (by_allocator) block = tested.try_allocate(bytes);
+        stopped.park(stride * static_cast<unsigned>(round));
+        accepted += tested.try_deallocate(block, bytes) == error::none;
+        while (over.load() != round) std::this_thread::yield();
+      }
+      stopped.leave();
+    });
+    for (std::size_t round = 1; round <= rounds; ++round) {
+      if (!by_allocator) others.run(1, [&] { block = tested.try_allocate(bytes); });
+      stopped.forget();
+      begun = round;
+      while (!stopped.parked()) std::this_thread::yield();
+      accepted += tested.try_deallocate(block, bytes) == error::none;
+      stopped.release();
+      over = round;
+    }
+    frees.join();
+    if (by_allocator)
+      CHECK(accepted >= rounds);  // as above
+    else
+      CHECK(accepted == rounds);
+    check_every_block_once(tested, bytes, capacity / tested.rounded(bytes));
+    tested.defragment();
+    CHECK(tested.stats().bad_frees == rounds);
+    check_idle(tested);
+  }
+}
+
+#endif
 
 TEST_CASE("a double free that races with the first leaves the books exact, whatever the block is used for next") {
   pool tested(options{.capacity = capacity, .on_bad_free = on_bad_free::count});

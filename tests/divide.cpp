@@ -146,6 +146,10 @@ TEST_CASE("word by word: parts and pieces tile the node, no two buddies are free
       const auto part = [&](std::uint32_t index, unsigned up) {
         return node{((n->index << (order - part_order)) + index) >> up, static_cast<std::uint8_t>(part_order + up)};
       };
+      // Nobody merges with a piece before it is given.
+      live.each_free([&](std::uint32_t i, unsigned up) {
+        REQUIRE(store.tree().look(part(i, up)).state() == block_state::owned);
+      });
       const std::uint64_t alive_bits = live_bits(whole);
       live.each_live([&](std::uint32_t i) { store.word(part(i, 0)).store(alive_bits, std::memory_order_relaxed); });
       store.word(*n).store(block_word::split().bits(), std::memory_order_relaxed);
@@ -497,6 +501,35 @@ TEST_CASE("threads divide and free what others divided, in all streams at once; 
     check_sound(*b.pool);
     b.check_idle();
   }
+}
+
+TEST_CASE("a walk in the middle of a division finds the block or all its parts, and no gap") {
+  constexpr std::size_t parts = 16384;
+  bench b(4 * mib);
+  const words live(part_map::words_of(parts), ~std::uint32_t{0});
+  findings found;
+  for (std::size_t round = 0; round < scaled(30); ++round) {
+    void* const block = b.pool->allocate(4 * mib, b[0]);
+    std::atomic<bool> looks = false;
+    std::atomic<bool> divided = false;
+    std::thread looker([&] {
+      for (bool over = false; !over;) {
+        over = divided.load();
+        std::size_t bytes = 0;
+        b.pool->for_each_block([&](const block_info& each) { bytes += each.bytes; });
+        found.expect(bytes == 4 * mib, "the blocks have ", bytes, " bytes");
+        looks = true;
+      }
+    });
+    while (!looks.load()) std::this_thread::yield();
+    found.expect(b.pool->divide_settled(block, 256, live) == error::none, "refused");
+    divided = true;
+    looker.join();
+    for (std::size_t i = 0; i < parts; ++i) b.pool->deallocate(at(block, i * 256), 256, b[0]);
+    CHECK(b.pool->synchronize());
+  }
+  ORDERLY_CHECK_FINDINGS(found);
+  b.check_idle();
 }
 
 TEST_CASE("of threads that divide or free one block at once, one does, its home among them") {

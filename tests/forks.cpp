@@ -2,6 +2,7 @@
 // holder it does not have.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <functional>
@@ -357,6 +358,32 @@ TEST_CASE("a request of the child does not wait for a thread of the parent that 
   }));
   open.store(true);
   grows.join();
+  check_idle(tested);
+}
+
+TEST_CASE("what comes home in the child to a thread that it does not have serves the child") {
+  constexpr std::size_t bytes = 4 * kib;
+  pool tested(options{.capacity = 64 * mib});
+  std::vector<void*> blocks;
+  std::atomic<bool> allocated = false;
+  std::atomic<bool> leave = false;
+  std::thread home([&] {
+    for (int i = 0; i < 24; ++i) blocks.push_back(tested.allocate(bytes));
+    allocated = true;
+    static_cast<void>(comes(leave));
+  });
+  REQUIRE(comes(allocated));
+  tested.deallocate(tested.allocate(64), 64);  // this thread has a cache of its own
+  CHECK(in_child([&] {
+    bool right = true;
+    for (void* const block : blocks) right = right && tested.try_deallocate(block, bytes) == error::none;
+    for (std::size_t i = 0; i < blocks.size(); ++i)
+      right = right && std::ranges::count(blocks, tested.try_allocate(bytes)) == 1;
+    return right;
+  }));
+  leave = true;
+  home.join();
+  for (void* const block : blocks) tested.deallocate(block, bytes);
   check_idle(tested);
 }
 

@@ -10,6 +10,8 @@
 #include <memory>
 #include <thread>
 
+#include "support/parks.hpp"
+#include "support/random.hpp"
 #include "support/scale.hpp"
 #include "support/threads.hpp"
 
@@ -163,6 +165,46 @@ TEST_SUITE("stress") {
 TEST_CASE("owner and pass are never inside at once, and lose none of each other's work") { owner_and_pass(false); }
 
 TEST_CASE("nor where entering takes an exchange") { owner_and_pass(true); }
+
+TEST_CASE("wherever an owner is stopped, a pass that finds it outside is alone inside") {
+  asymmetric_barrier::prepare();
+  const auto f = std::make_unique<front>();
+  random_engine random = make_random(1);
+  findings found;
+  std::atomic<bool> passing = false;
+  std::atomic<bool> done = false;
+  std::atomic<std::uint64_t> attempts = 0;
+  parkable owner;
+  std::thread owns([&] {
+    owner.enter();
+    while (!done.load(std::memory_order_relaxed)) {
+      if (const front::stay inside(*f); inside)
+        found.expect(!passing.load(std::memory_order_relaxed), "the owner is inside beside the pass");
+      attempts.store(attempts.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    }
+    owner.leave();
+  });
+  while (!owner.there()) std::this_thread::yield();
+  std::size_t outside = 0;
+  for (std::size_t round = 0; round < scaled(500); ++round) {
+    owner.park(sanitized ? 0 : static_cast<unsigned>(uniform(random, 1, 60)));
+    while (!owner.parked()) std::this_thread::yield();
+    f->revoke();
+    REQUIRE(asymmetric_barrier::heavy());
+    const bool alone = f->outside();
+    outside += alone;
+    passing.store(alone, std::memory_order_relaxed);
+    owner.release();
+    const std::uint64_t before = attempts.load(std::memory_order_relaxed);
+    while (attempts.load(std::memory_order_relaxed) < before + 3) std::this_thread::yield();
+    passing.store(false, std::memory_order_relaxed);
+    f->restore();
+  }
+  done.store(true, std::memory_order_relaxed);
+  owns.join();
+  ORDERLY_CHECK_FINDINGS(found);
+  CHECK(outside > 0);
+}
 
 TEST_CASE("of threads that take turns as owner, each sees what the last one did") {
   asymmetric_barrier::prepare();

@@ -18,6 +18,7 @@
 #include "front.hpp"
 #include "orderly/software_stream.hpp"
 #include "orderly/stream_pool.hpp"
+#include "support/lockstep_threads.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
 #include "support/stream_bench.hpp"
@@ -530,6 +531,128 @@ TEST_SUITE("unit") {
     for (void* const block : rest) b.tested->deallocate(block, 2 * mib, b[1]);
     CHECK(b.tested->synchronize());
     CHECK(b.tested->stats().held == 0);
+  }
+
+  // ------------------------------------------------------------------------------------------------------- one step
+
+  TEST_CASE("what is freed while a pass records its event is not covered by it") {
+    // Aligned beyond the granule, as above.
+    constexpr std::size_t bytes = 256;
+    constexpr std::size_t alignment = 512;
+    double_bench b(2, 64 * kib, software_schedule::lazy, {}, 0, true);
+    lockstep_threads threads(2);
+    std::vector<void*> blocks;
+    threads.run(1, [&] { blocks.push_back(b.tested->allocate(bytes, alignment, b[0])); });  // it has met the stream
+    while (void* const block = b.tested->try_allocate(bytes, alignment, b[0])) blocks.push_back(block);
+    REQUIRE(blocks.size() > 2);
+    b.stream[0].enqueue([] {});
+    b.tested->deallocate(blocks[0], bytes, b[0]);
+    const piece last_use;
+    bool freed = false;
+    b.driver->recorded = [&](stream_handle stream) {  // the event is behind what is in the stream so far
+      if (stream != b[0] || std::exchange(freed, true)) return;
+      threads.run(1, [&] {
+        last_use.enter(b.stream[0]);
+        b.tested->deallocate(blocks[1], bytes, b[0]);
+      });
+    };
+    void* const other = b.tested->try_allocate(bytes, alignment, b[1]);
+    void* const another = b.tested->try_allocate(bytes, alignment, b[1]);
+    CHECK(freed);
+    REQUIRE(other != nullptr);
+    REQUIRE(another != nullptr);
+    const bool has_both = std::minmax(other, another) == std::minmax(blocks[0], blocks[1]);
+    CHECK(has_both);
+    CHECK(ordered(b.stream[1], last_use));
+  }
+
+  TEST_CASE("no block is free before the barrier names its event") {
+    constexpr std::size_t bytes = 256;
+    constexpr std::size_t alignment = 512;
+    constexpr std::size_t donors = 17;  // one more than the barrier holds before it is looked through
+    double_bench b(donors + 1, 64 * kib, software_schedule::lazy, {}, 0, true);
+    std::vector<void*> blocks;
+    for (std::size_t i = 0; i < donors; ++i) blocks.push_back(b.tested->allocate(bytes, alignment, b[i]));
+    while (b.tested->try_allocate(bytes, alignment, b[donors]) != nullptr) {
+    }
+    for (std::size_t i = 0; i < donors; ++i) {
+      b.stream[i].enqueue([] {});
+      b.tested->deallocate(blocks[i], bytes, b[i]);
+    }
+    std::size_t asked = 0;
+    std::size_t early = 0;
+    b.driver->asked = [&] {  // last of all while the last donor's event joins the barrier
+      ++asked;
+      b.tested->for_each_block([&](const block_info& block) {
+        const std::less_equal<const void*> not_above;
+        const bool covers = not_above(block.address, blocks.back()) &&
+                            !not_above(static_cast<std::byte*>(block.address) + block.bytes, blocks.back());
+        early += covers && block.state == block_state::free;
+      });
+    };
+    void* const other = b.tested->try_allocate(bytes, alignment, b[donors]);
+    b.driver->asked = nullptr;
+    CHECK(other != nullptr);
+    CHECK(asked >= 2 * donors - 1);  // each batch's event, and those in the barrier
+    CHECK(early == 0);
+  }
+
+  TEST_CASE("a new stream has waited for nothing, whatever the last one in its place has waited for") {
+    bench b(1, 4 * mib, software_schedule::lazy, {}, 0, true);
+    void* const x = b.tested->allocate(2 * mib, b[0]);
+    void* const y = b.tested->allocate(2 * mib, b[0]);
+    const piece last_use;
+    last_use.enter(b.stream[0]);
+    b.tested->deallocate(x, 2 * mib, b[0]);
+    b.tested->deallocate(y, 2 * mib, b[0]);
+    software_stream passing(b.device);
+    REQUIRE(b.tested->try_allocate(2 * mib, passing.handle()) != nullptr);  // behind the first stream's event
+    CHECK(b.tested->release_stream(passing.handle()));
+    software_stream next(b.device);
+    REQUIRE(b.tested->try_allocate(2 * mib, next.handle()) != nullptr);
+    CHECK_FALSE(last_use.done->load());
+    CHECK(ordered(next, last_use));
+  }
+
+  TEST_CASE("what another stream may still use is not cut off a slot that is longer than wanted") {
+    bench b(2, 16 * mib);
+    void* const block = b.tested->allocate(14 * mib, b[0]);
+    const piece last_use;
+    last_use.enter(b.stream[0]);
+    b.tested->deallocate(block, 14 * mib, b[0]);
+    const std::size_t committed = b.tested->stats().memory.committed;
+    CHECK(committed >= 14 * mib);
+    REQUIRE(b.tested->try_allocate(9 * mib, b[1]) == block);
+    CHECK_FALSE(last_use.done->load());
+    CHECK(b.tested->stats().memory.committed == committed);
+    CHECK(ordered(b.stream[1], last_use));
+  }
+
+  TEST_CASE("what comes home to a thread while it ends is not left lying") {
+    constexpr std::size_t bytes = 4 * kib;
+    double_bench b(1, 64 * mib);
+    b.tested->deallocate(b.tested->allocate(64, b[0]), 64, b[0]);  // this thread has a front, and takes no other's
+    software_stream own(b.device);
+    std::vector<void*> blocks(24);
+    std::atomic<bool> emptied = false;
+    std::atomic<bool> sent = false;
+    // A thread that ends empties its fronts, the oldest first. Before it lets go of one it records what is its own.
+    b.driver->recorded = [&](stream_handle stream) {
+      if (stream == b.driver->per_thread() && !emptied.exchange(true)) static_cast<void>(comes(sent));
+    };
+    std::thread home([&] {
+      double_driver::own = &own;
+      for (void*& block : blocks) block = b.tested->allocate(bytes, b[0]);
+      b.tested->deallocate(b.tested->allocate(64, b.driver->per_thread()), 64, b.driver->per_thread());
+    });
+    CHECK(comes(emptied));
+    for (void* const block : blocks) b.tested->deallocate(block, bytes, b[0]);  // parcels for home
+    sent = true;
+    home.join();
+    std::size_t again = 0;
+    for (std::size_t i = 0; i < blocks.size(); ++i)
+      again += static_cast<std::size_t>(std::ranges::count(blocks, b.tested->allocate(bytes, b[0])));
+    CHECK(again == blocks.size());
   }
 
   TEST_CASE("a thousand streams come and go, each with work in flight at its release") {

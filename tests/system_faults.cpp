@@ -6,10 +6,12 @@
 
 #if defined(__linux__) && !defined(ORDERLY_TEST_SANITIZED)  // a sanitizer has definitions of its own
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdarg>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -22,6 +24,7 @@
 #include <unistd.h>
 
 #include "atomic.hpp"
+#include "front.hpp"
 #include "orderly/orderly.h"
 #include "orderly/pool.hpp"
 #include "orderly/software_stream.hpp"
@@ -29,7 +32,9 @@
 #include "support/failing_driver.hpp"
 #include "support/failing_source.hpp"
 #include "support/fault_plan.hpp"
+#include "support/wait.hpp"
 #include "support/workout.hpp"
+#include "thread_fronts.hpp"
 
 namespace {
 
@@ -41,6 +46,7 @@ constinit std::atomic<int> failure{ENOMEM};
 constinit std::atomic<bool> barriers_fail{false};
 constinit std::atomic<bool> unmaps_fail{true};
 constinit std::atomic<bool> maps_need_no_access{false};
+std::function<void()> before_barrier;  // set while nobody asks for one
 
 /// True, and errno set: this call is the one that fails.
 [[nodiscard]] bool fails() noexcept {
@@ -95,6 +101,7 @@ long syscall(long number, ...) noexcept {
       return -1;
     }
     if (fails()) return -1;
+    if (before_barrier) before_barrier();
   }
   return real(number, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5]);
 }
@@ -273,6 +280,74 @@ TEST_CASE("where the barrier is refused from some time on, allocation, free and 
   for (void* const block : live) tested.deallocate(block, 64 * kib);
   check_idle(tested);
   check_idle(streams);
+}
+
+TEST_CASE("where the barrier is refused, no sender empties another thread's inbox") {
+  if (!detail::asymmetric_barrier::available()) return;
+  constexpr std::size_t bytes = 4 * kib;
+  pool tested(options{.capacity = 64 * mib});
+  for (const bool refused : {true, false}) {
+    CAPTURE(refused);
+    std::vector<void*> blocks;
+    for (int i = 0; i < 64; ++i) blocks.push_back(tested.allocate(bytes));  // twice what may wait in an inbox
+    const std::uint64_t passes = tested.stats().passes;
+    std::size_t again = 0;
+    barriers_fail = refused;
+    std::thread([&] {
+      for (void* const block : blocks) tested.deallocate(block, bytes);
+      void* const next = tested.allocate(bytes);
+      again = static_cast<std::size_t>(std::ranges::count(blocks, next));
+      tested.deallocate(next, bytes);
+    }).join();
+    barriers_fail = false;
+    CHECK(tested.stats().passes > passes);
+    CHECK(again == (refused ? 0U : 1U));
+    tested.defragment();
+  }
+  check_idle(tested);
+}
+
+TEST_CASE("a front that another stream's thread takes over in the middle of a release stays open") {
+  if (!detail::asymmetric_barrier::available()) return;
+  const software_device device(software_schedule::eager);
+  stream_options settings = small();
+  settings.memory.capacity = 64 * mib;
+  stream_pool tested(make_host_source(), device.driver(), settings);
+  const software_stream passing(device);
+  const software_stream in(device);
+  void* const kept = tested.try_allocate(1000, in.handle());
+  std::thread([&] { tested.deallocate(tested.try_allocate(1000, passing.handle()), 1000, passing.handle()); }).join();
+  std::atomic<bool> ready = false;
+  std::atomic<bool> start = false;
+  std::atomic<bool> has_front = false;
+  std::atomic<bool> released = false;
+  bool closed = true;
+  detail::front* taken_over = nullptr;
+  std::thread next([&] {
+    CHECK(tested.record_stream(kept, in.handle()) == error::none);  // it knows the stream, and has no front there yet
+    ready = true;
+    static_cast<void>(comes(start));
+    void* const block = tested.try_allocate(1000, in.handle());
+    has_front = true;
+    static_cast<void>(comes(released));
+    taken_over = detail::this_thread_fronts.latest.of;
+    closed = taken_over->retired();
+    tested.deallocate(block, 1000, in.handle());
+  });
+  CHECK(comes(ready));
+  before_barrier = [&] {  // the release has chosen its stream's fronts
+    start = true;
+    CHECK(comes(has_front));
+  };
+  CHECK(tested.release_stream(passing.handle()));
+  before_barrier = nullptr;
+  released = true;
+  next.join();
+  CHECK(has_front);
+  CHECK(taken_over->number == 2);  // the one that the stream's thread has left
+  CHECK_FALSE(closed);
+  tested.deallocate(kept, 1000, in.handle());
+  check_idle(tested);
 }
 
 }  // TEST_SUITE

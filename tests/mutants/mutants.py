@@ -248,7 +248,7 @@ def copy_tree(to, but):
         if target.exists() and target.read_bytes() == (ROOT / name).read_bytes():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, target)
+        shutil.copy(ROOT / name, target)  # as new, for what is compiled of it
 
 
 def plant(to):

@@ -62,13 +62,16 @@ class parkable {
   [[nodiscard]] bool there() const noexcept { return there_.load(std::memory_order_acquire); }
   [[nodiscard]] std::uint64_t done() const noexcept { return done_.load(std::memory_order_relaxed); }
 
-  /// Parks the thread `steps` instructions from where it is; see parked().
+  /// Parks the thread `steps` instructions from where it is; see parked(). May be called by the thread itself: it goes on,
+  /// and is parked so many instructions later, whatever else happens.
   void park(unsigned steps) noexcept {
     parked_.store(false, std::memory_order_relaxed);
     steps_.store(steps, std::memory_order_relaxed);
     pthread_kill(thread_, SIGUSR1);
   }
   [[nodiscard]] bool parked() const noexcept { return parked_.load(std::memory_order_acquire); }
+  /// Before the thread parks itself: parked() tells of that.
+  void forget() noexcept { parked_.store(false, std::memory_order_relaxed); }
   [[nodiscard]] parking where() const noexcept { return where_; }
   void release() noexcept {
     const std::uint64_t one = 1;
