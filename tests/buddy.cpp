@@ -5,13 +5,16 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include "support/parks.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
 #include "support/threads.hpp"
@@ -476,6 +479,55 @@ TEST_CASE("threads take and give a few granules as fast as they can: what is los
     }
   }
 }
+
+#if defined(__x86_64__)  // elsewhere no thread is stopped at a chosen instruction
+
+TEST_CASE("a split is stopped at any instruction while another takes what is listed: what is free is listed in the end") {
+  if (sanitized) return;
+  constexpr std::size_t rounds = 150;
+  constexpr unsigned stride = 3;  // instructions from one stop to the next
+  findings found;
+  forest f(flat_range(4));
+  parkable stopped;
+  std::atomic<std::size_t> begun = 0;
+  std::atomic<std::size_t> split = 0;
+  std::atomic<std::size_t> over = 0;
+  node mine;
+  std::thread splits([&] {
+    stopped.enter();
+    for (std::size_t round = 1; round <= rounds; ++round) {
+      while (begun.load() != round) std::this_thread::yield();
+      const std::optional<node> all = f.tree.claim(2);
+      found.expect(all.has_value(), "not all came back");
+      if (all) {
+        stopped.park(stride * static_cast<unsigned>(round));
+        mine = f.tree.split(*all, 0);
+      } else {
+        stopped.park(1);
+      }
+      split = round;
+      while (over.load() != round) std::this_thread::yield();
+    }
+    stopped.leave();
+  });
+  for (std::size_t round = 1; round <= rounds; ++round) {
+    stopped.forget();
+    begun = round;
+    while (!stopped.parked()) std::this_thread::yield();
+    std::vector<node> taken;
+    while (const auto n = f.tree.claim(0)) taken.push_back(*n);
+    stopped.release();
+    while (split.load() != round) std::this_thread::yield();
+    expect_listed(f.tree, f.shape, found);
+    for (const node& n : taken) f.tree.give(n, whole);
+    if (found.count() == 0) f.tree.give(mine, whole);
+    over = round;
+  }
+  splits.join();
+  ORDERLY_CHECK_FINDINGS(found);
+}
+
+#endif
 
 TEST_CASE("threads share a small flat range") {
   for (const std::size_t threads : {2U, 4U, 8U}) {
