@@ -163,7 +163,9 @@ TEST_CASE("a free is stopped at any instruction while another frees the block: i
     bool by_allocator;
     unsigned stride;  ///< instructions from one stop to the next, fewer than the step from live takes
   };
-  for (const auto& [bytes, by_allocator, stride] : {kind{256, false, 4}, {1000, true, 2}, {2 * mib, false, 10}}) {
+  for (const kind& each : {kind{256, false, 4}, {1000, true, 2}, {2 * mib, false, 10}}) {
+    const std::size_t bytes = each.bytes;
+    const bool by_allocator = each.by_allocator;
     CAPTURE(bytes);
     CAPTURE(by_allocator);
     pool tested(options{.capacity = capacity, .on_bad_free = on_bad_free::count});
@@ -178,7 +180,7 @@ TEST_CASE("a free is stopped at any instruction while another frees the block: i
       for (std::size_t round = 1; round <= rounds; ++round) {
         while (begun.load() != round) std::this_thread::yield();
         if (by_allocator) block = tested.try_allocate(bytes);
-        stopped.park(stride * static_cast<unsigned>(round));
+        stopped.park(each.stride * static_cast<unsigned>(round));
         accepted += tested.try_deallocate(block, bytes) == error::none;
         while (over.load() != round) std::this_thread::yield();
       }
