@@ -482,7 +482,7 @@ TEST_CASE("threads take and give a few granules as fast as they can: what is los
 
 #if defined(__x86_64__)  // elsewhere no thread is stopped at a chosen instruction
 
-TEST_CASE("a split is stopped at any instruction while another takes what is listed: what is free is listed in the end") {
+TEST_CASE("a split is stopped at any instruction while another takes what is listed: in the end all free is listed") {
   if (sanitized) return;
   constexpr std::size_t rounds = 150;
   constexpr unsigned stride = 3;  // instructions from one stop to the next
