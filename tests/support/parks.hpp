@@ -62,8 +62,8 @@ class parkable {
   [[nodiscard]] bool there() const noexcept { return there_.load(std::memory_order_acquire); }
   [[nodiscard]] std::uint64_t done() const noexcept { return done_.load(std::memory_order_relaxed); }
 
-  /// Parks the thread `steps` instructions from where it is; see parked(). May be called by the thread itself: it goes on,
-  /// and is parked so many instructions later, whatever else happens.
+  /// Parks the thread `steps` instructions from where it is; see parked(). May be called by the thread itself, which goes
+  /// on, and is parked so many instructions later.
   void park(unsigned steps) noexcept {
     parked_.store(false, std::memory_order_relaxed);
     steps_.store(steps, std::memory_order_relaxed);
