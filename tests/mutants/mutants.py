@@ -171,7 +171,7 @@ def load():
 
 
 def equivalent(mutants):
-    """Why each mutant that is argued away is, by name. Throws Misfit for one that does not exist, is there twice, or has
+    """Why each mutant that is argued away is, by name. Throws Misfit for one that is not there, is there twice, or has
     no reason."""
     with open(HERE / 'equivalent.toml', 'rb') as file:
         entries = tomllib.load(file).get('mutant', [])

@@ -62,7 +62,7 @@ class parkable {
   [[nodiscard]] bool there() const noexcept { return there_.load(std::memory_order_acquire); }
   [[nodiscard]] std::uint64_t done() const noexcept { return done_.load(std::memory_order_relaxed); }
 
-  /// Parks the thread `steps` instructions from where it is; see parked(). May be called by the thread itself, which goes
+  /// Parks the thread `steps` instructions from where it is; see parked(). The thread may call it itself: it goes
   /// on, and is parked so many instructions later.
   void park(unsigned steps) noexcept {
     parked_.store(false, std::memory_order_relaxed);
