@@ -1,0 +1,748 @@
+// Pools with streams under every schedule. No stream runs here: the order of their work is computed. A block is handed out
+// in a stream only if all that used it is done, or lies before what enters the stream from now on, for whoever asks: so a
+// forgotten wait, an event that covers too little and a missing order of the host all show where the block is taken.
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "orderly/stream_pool.hpp"
+#include "sources.hpp"
+#include "stream/event.hpp"
+#include "support/audit.hpp"
+
+using namespace orderly;
+using namespace orderly::detail;
+using namespace orderly::model;
+
+namespace {
+
+/// How far each of eight streams is, a byte each: positions behind so many pieces of work.
+class progress {
+ public:
+  progress() = default;
+  explicit progress(std::uint64_t bits) : bits_(bits) {}
+  [[nodiscard]] static progress of(unsigned stream, std::uint64_t position) { return progress(position << 8 * stream); }
+  [[nodiscard]] std::uint64_t bits() const { return bits_; }
+  [[nodiscard]] std::uint64_t at(unsigned stream) const { return bits_ >> 8 * stream & 0xff; }
+  [[nodiscard]] progress join(progress other) const {
+    progress both;
+    for (unsigned i = 0; i < 8; ++i) both.bits_ |= std::max(at(i), other.at(i)) << 8 * i;
+    return both;
+  }
+  [[nodiscard]] bool covers(progress other) const { return join(other).bits_ == bits_; }
+
+ private:
+  std::uint64_t bits_ = 0;
+};
+
+/// Streams of which a thread knows what happened before: each question about a stream or the device may be answered by an
+/// older state, unless the host's own order forbids it. Events pass when a thread asks, in some executions.
+class device final : public stream_driver {
+ public:
+  static constexpr unsigned most_streams = 6;
+  static constexpr unsigned replays = 7;  ///< of graphs, as a stream of its own
+
+  unsigned passes = 0;           ///< so many events may pass while threads run; in setup and check, none
+  unsigned record_refusals = 0;
+  unsigned wait_refusals = 0;
+  std::array<unsigned, most_streams> names{0, 1, 2, 3, 4, 5};  ///< which stream a handle is
+  std::array<std::uint64_t, most_streams> capturing{};
+  std::vector<std::pair<void (*)(void*), void*>> graph_ends;
+  int events = 0;  ///< recorded and not released
+
+  [[nodiscard]] stream_handle handle(unsigned name) const { return reinterpret_cast<stream_handle>((name + 1) << 12); }
+  [[nodiscard]] unsigned stream(stream_handle of) const {
+    return names[(reinterpret_cast<std::uintptr_t>(of) >> 12) - 1];
+  }
+
+  /// Work enters the stream, or the graph that it captures into. Its place.
+  progress enqueue(stream_handle in) {
+    const unsigned s = capturing[stream(in)] != 0 ? replays : stream(in);
+    const std::uint64_t before = behind_[s].fetch_add(std::uint64_t{1} << 8 * s, relaxed);
+    return progress::of(s, progress(before).at(s) + 1);
+  }
+  /// The program makes one stream wait for another.
+  void order(stream_handle first, stream_handle then) {
+    join(behind_[stream(then)], progress(behind_[stream(first)].load(relaxed)));
+  }
+  /// What lies before all that the calling thread puts into the stream from now on.
+  [[nodiscard]] progress before(stream_handle in) const {
+    const progress over(done_.load(relaxed));
+    if (capturing[stream(in)] != 0) return over.join(progress::of(replays, 0xff));  // its own replays are in order
+    return progress(behind_[stream(in)].load(relaxed)).join(over);
+  }
+  [[nodiscard]] progress done() const { return progress(done_.load(relaxed)); }
+  void finish_all() {
+    for (const auto& each : behind_) join(done_, progress(each.load(relaxed)));
+  }
+  /// The last launch of every graph is over, and the graphs are gone.
+  void end_graphs() {
+    join(done_, progress::of(replays, progress(behind_[replays].load(relaxed)).at(replays)));
+    for (const auto& [tell, context] : std::exchange(graph_ends, {})) tell(context);
+  }
+
+  [[nodiscard]] std::uint64_t identity(stream_handle of) noexcept override { return stream(of) + 1; }
+  [[nodiscard]] bool is_per_thread(stream_handle) noexcept override { return false; }
+  [[nodiscard]] std::uint64_t capture(stream_handle of) noexcept override { return capturing[stream(of)]; }
+  [[nodiscard]] bool when_graph_is_gone(stream_handle of, void (*gone)(void*), void* context) noexcept override {
+    if (capturing[stream(of)] == 0) return false;
+    graph_ends.emplace_back(gone, context);
+    return true;
+  }
+  [[nodiscard]] event_handle record(stream_handle in) noexcept override {
+    if (capturing[stream(in)] != 0 || refuses(record_refusals)) return nullptr;
+    ++events;
+    return new mark{.behind = plain<std::uint64_t>(behind_[stream(in)].load(relaxed))};
+  }
+  [[nodiscard]] bool wait(stream_handle in, event_handle event) noexcept override {
+    if (capturing[stream(in)] != 0 || refuses(wait_refusals)) return false;
+    join(behind_[stream(in)], known(event));
+    return true;
+  }
+  [[nodiscard]] event_status query(event_handle event) noexcept override {
+    const progress before = known(event);
+    if (done().covers(before)) return event_status::complete;
+    if (passes == 0 || self() == most_threads || choose(2) == 0) return event_status::pending;
+    --passes;
+    join(done_, before);
+    return event_status::complete;
+  }
+  [[nodiscard]] bool synchronize(event_handle event) noexcept override {
+    join(done_, known(event));
+    return true;
+  }
+  [[nodiscard]] bool synchronize_all() noexcept override {
+    finish_all();
+    return true;
+  }
+  void release(event_handle event) noexcept override {
+    static_cast<void>(known(event));
+    static_cast<mark*>(event)->released = true;
+    --events;
+  }
+
+ private:
+  struct mark {
+    plain<std::uint64_t> behind;
+    bool released = false;
+  };
+  [[nodiscard]] static progress known(event_handle event) {
+    const auto& of = *static_cast<const mark*>(event);
+    ORDERLY_EXPECT(!of.released, "an event is used after its release");
+    return progress(of.behind.get());
+  }
+  [[nodiscard]] static bool refuses(unsigned& left) {
+    if (left == 0 || self() == most_threads || choose(2) == 0) return false;
+    --left;
+    return true;
+  }
+  static void join(atomic<std::uint64_t>& at, progress more) {
+    std::uint64_t seen = at.load(relaxed);
+    while (!at.compare_exchange_weak(seen, progress(seen).join(more).bits(), relaxed, relaxed)) {
+    }
+  }
+
+  std::array<atomic<std::uint64_t>, 8> behind_{};
+  atomic<std::uint64_t> done_{0};
+};
+
+/// What used each granule.
+struct users {
+  device& streams;
+  std::array<progress, owners::most> used{};
+};
+
+/// Sees that nothing is decommitted that a stream may still use.
+class guarded final : public memory_source {
+ public:
+  guarded(source_book& book, std::size_t unit, std::size_t capacity, users& by) : inner_(book, unit, capacity), by_(by) {}
+  [[nodiscard]] std::size_t granularity() const noexcept override { return inner_.granularity(); }
+  [[nodiscard]] std::size_t capacity() const noexcept override { return inner_.capacity(); }
+  [[nodiscard]] bool is_virtual() const noexcept override { return inner_.is_virtual(); }
+  [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
+    return inner_.reserve(bytes, alignment);
+  }
+  void release(void* address, std::size_t bytes) noexcept override { inner_.release(address, bytes); }
+  [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override { return inner_.commit(address, bytes); }
+  [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
+    const std::size_t first = owners::granule_of(address);
+    for (std::size_t i = first; i < first + bytes / granule; ++i)
+      ORDERLY_EXPECT(by_.streams.done().covers(by_.used[i]), "granule %zu is decommitted while a stream uses it", i);
+    return inner_.decommit(address, bytes);
+  }
+
+ private:
+  paper inner_;
+  users& by_;
+};
+
+struct of_streams : scenario {
+  source_book book;
+  std::shared_ptr<device> streams = std::make_shared<device>();
+  users by{*streams};
+  owners owned;
+  std::unique_ptr<stream_pool> tested;
+
+  [[nodiscard]] static stream_options silent() {
+    stream_options settings;
+    settings.memory.on_bad_free = on_bad_free::count;
+    settings.memory.granule = granule;
+    return settings;
+  }
+  void in_buffer(std::size_t granules, const stream_options& settings = silent()) {
+    tested = std::make_unique<stream_pool>(std::make_unique<guarded>(book, 0, granules * granule, by), streams, settings);
+  }
+  /// Chunks of one granule.
+  void in_chunks(std::size_t chunks) {
+    stream_options settings = silent();
+    settings.memory.chunk = granule;
+    settings.memory.capacity = 4 * chunks * granule;
+    settings.memory.limit = chunks * granule;
+    tested = std::make_unique<stream_pool>(std::make_unique<guarded>(book, granule, settings.memory.capacity, by), streams,
+                                           settings);
+  }
+  [[nodiscard]] stream_handle at(unsigned name) const { return streams->handle(name); }
+
+  /// The thread has a front in that stream, with nothing in it.
+  void warm(unsigned self, unsigned name) {
+    as_thread(self, [&] { tested->deallocate(tested->allocate(granule, at(name)), granule, at(name)); });
+    static_cast<void>(tested->defragment());
+  }
+
+  /// Taken in a stream whose work uses it from then on.
+  void take(void* block, std::size_t granules, unsigned name) {
+    owned.take(block, granules, name);
+    const progress ordered = streams->before(at(name));
+    for (std::size_t i = owners::granule_of(block), end = i + granules; i < end; ++i)
+      ORDERLY_EXPECT(ordered.covers(by.used[i]), "granule %zu is handed out in stream %u (behind %llx), used by %llx", i,
+                     name, static_cast<unsigned long long>(ordered.bits()),
+                     static_cast<unsigned long long>(by.used[i].bits()));
+    use(block, granules, name);
+  }
+  void use(const void* block, std::size_t granules, unsigned name) {
+    const progress by_work = streams->enqueue(at(name));
+    for (std::size_t i = owners::granule_of(block), end = i + granules; i < end; ++i)
+      by.used[i] = by.used[i].join(by_work);
+  }
+  void* allocate(std::size_t granules, unsigned name, std::size_t alignment = 1) {
+    void* const block = tested->try_allocate(granules * granule, alignment, at(name));
+    if (block != nullptr) take(block, granules, name);
+    return block;
+  }
+  void* must_allocate(std::size_t granules, unsigned name, std::size_t alignment = 1) {
+    void* const block = allocate(granules, name, alignment);
+    ORDERLY_EXPECT(block != nullptr, "%zu granules are refused, and were there all the time", granules);
+    return block;
+  }
+  /// `owner`: the stream that it was taken in.
+  void free(void* block, std::size_t granules, unsigned owner, unsigned name) {
+    owned.give(block, granules, owner);
+    ORDERLY_EXPECT(tested->try_deallocate(block, granules * granule, at(name)) == error::none,
+                   "the free of a live block is refused");
+  }
+  void free(void* block, std::size_t granules, unsigned name) { free(block, granules, name, name); }
+  /// Twice a granule: such a request has no class, so that its block goes past caches.
+  static constexpr std::size_t aside = 2 * granule;
+  void* set_up(unsigned self, std::size_t granules, unsigned name, std::size_t alignment = 1) {
+    void* block = nullptr;
+    as_thread(self, [&] { block = must_allocate(granules, name, alignment); });
+    return block;
+  }
+
+  /// A stream that has seen nothing takes all there is; then all work ends, and nothing is lost.
+  void check_idle(unsigned newcomer = 5) {
+    test::check_sound(*tested);
+    std::vector<void*> all;
+    while (void* const block = allocate(1, newcomer)) all.push_back(block);
+    for (void* const block : all) free(block, 1, newcomer);
+    check_books();
+  }
+  void check_books() {
+    end_threads();
+    streams->end_graphs();
+    ORDERLY_EXPECT(tested->synchronize(), "the pool cannot tell when work is done");
+    test::check_sound(*tested);
+    const stream_statistics stats = tested->stats();
+    ORDERLY_EXPECT(stats.held == 0, "%zu bytes are held", stats.held);
+    ORDERLY_EXPECT(stats.memory.cached == 0, "%zu bytes stay cached", stats.memory.cached);
+    ORDERLY_EXPECT(stats.memory.allocated == 0, "%zu bytes are live", stats.memory.allocated);
+    static_cast<void>(tested->trim());
+    ORDERLY_EXPECT(book.committed == 0, "%zu bytes stay committed", book.committed);
+    tested.reset();
+    ORDERLY_EXPECT(streams->events == 0, "%d events are never released", streams->events);
+  }
+};
+
+/// One frees to its front, and goes on; another stream wants more than the store has.
+struct take_over : of_streams {
+  void* block = nullptr;
+  take_over() {
+    in_buffer(2);
+    warm(0, 0);
+    warm(1, 1);
+    block = set_up(0, 1, 0);
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return free(block, 1, 0);
+    for (int i = 0; i < 2; ++i)
+      if (void* const mine = allocate(1, 1)) free(mine, 1, 1);
+    if (void* const both = allocate(2, 1)) free(both, 2, 1);
+  }
+  void check() override { check_idle(); }
+};
+
+/// Blocks come to `open` while a pass seals what is there.
+struct seal_and_free : of_streams {
+  std::array<void*, 2> blocks{};
+  seal_and_free() {
+    in_buffer(4);
+    warm(0, 0);
+    warm(1, 1);
+    for (void*& each : blocks) each = set_up(0, 1, 0, aside);
+  }
+  void thread(unsigned self) override {
+    if (self == 1) {
+      if (void* const mine = allocate(4, 1)) free(mine, 4, 1);
+      return;
+    }
+    for (void* const each : blocks) {
+      use(each, 1, 0);
+      free(each, 1, 0);
+    }
+  }
+  void check() override { check_idle(); }
+};
+
+/// The same, and events pass when a pass asks.
+struct settle_and_free : seal_and_free {
+  settle_and_free() { streams->passes = 2; }
+  void thread(unsigned self) override {
+    if (self == 0) return seal_and_free::thread(0);
+    static_cast<void>(tested->defragment());
+    if (void* const mine = allocate(2, 1)) free(mine, 2, 1);
+  }
+};
+
+/// Some granules of a buffer are free, behind a barrier that no stream has seen but 4.
+struct behind_a_barrier : of_streams {
+  explicit behind_a_barrier(unsigned second = 1) {
+    in_buffer(4);
+    warm(0, 1);
+    warm(1, second);
+    std::array<void*, 4> all;
+    for (void*& each : all) each = set_up(2, 1, 3);
+    as_thread(2, [&] {
+      for (void* const each : all) free(each, 1, 3);
+    });
+    void* const taken = set_up(3, 1, 4);
+    as_thread(3, [&] { free(taken, 1, 4); });
+  }
+  void check() override { check_idle(); }
+};
+
+/// Two threads take in one stream what lies behind a barrier: who finds that it was waited for relies on the other's wait.
+struct one_waits_for_two : behind_a_barrier {
+  void thread(unsigned) override {
+    if (void* const mine = allocate(1, 1)) free(mine, 1, 1);
+  }
+};
+
+/// The driver refuses a wait: then nothing is handed out by it, and nothing is lost.
+template <std::size_t alignment>
+struct wait_refused : behind_a_barrier {
+  wait_refused() : behind_a_barrier(2) { streams->wait_refusals = 2; }
+  void thread(unsigned self) override {
+    const unsigned name = self + 1;
+    if (void* const mine = allocate(1, name, alignment)) free(mine, 1, name);
+  }
+};
+
+/// In an idle stream, for the host: all work on the block is done.
+struct for_the_host : behind_a_barrier {
+  void thread(unsigned) override {
+    void* const mine = tested->allocate_settled(granule, 1, at(1));
+    owned.take(mine, 1, 1);
+    const std::size_t i = owners::granule_of(mine);
+    ORDERLY_EXPECT(streams->done().covers(by.used[i]), "granule %zu is handed to the host while a stream uses it", i);
+  }
+  void check() override {
+    for (std::size_t i = 0; i < 4; ++i) {
+      void* const block = reinterpret_cast<void*>(paper::base + i * granule);
+      if (tested->owns(block)) free(block, 1, 1);
+    }
+    check_idle();
+  }
+};
+
+/// A capture cannot wait: it gets what has passed, or nothing.
+struct capture_takes : behind_a_barrier {
+  capture_takes() : behind_a_barrier(2) { streams->passes = 1; }
+  void thread(unsigned self) override {
+    if (self == 1) {
+      if (void* const mine = allocate(1, 2)) free(mine, 1, 2);
+      return;
+    }
+    ORDERLY_EXPECT(tested->begin_capture(at(1)) == error::none, "the stream does not capture");
+    streams->capturing[1] = 7;
+    if (void* const mine = allocate(1, 1)) free(mine, 1, 1);
+    static_cast<void>(tested->end_capture(at(1)));
+    streams->capturing[1] = 0;
+  }
+  void check() override { check_idle(); }
+};
+
+/// A graph ends, on a thread that does not know the pool, while another stream wants what was freed in it.
+struct graph_ends : of_streams {
+  graph_ends() {
+    in_buffer(2);
+    warm(0, 0);
+    warm(1, 1);
+    as_thread(0, [&] {
+      ORDERLY_EXPECT(tested->begin_capture(at(0)) == error::none, "the stream does not capture");
+      streams->capturing[0] = 7;
+      std::array<void*, 2> all;
+      for (void*& each : all) each = must_allocate(1, 0);
+      for (void* const each : all) free(each, 1, 0);
+      static_cast<void>(tested->end_capture(at(0)));
+      streams->capturing[0] = 0;
+    });
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return streams->end_graphs();
+    if (void* const mine = allocate(1, 1)) free(mine, 1, 1);
+  }
+  void check() override {
+    streams->end_graphs();
+    check_idle();
+  }
+};
+
+/// A block that was freed in another stream than that of its home's front.
+struct freed_elsewhere : of_streams {
+  void* block = nullptr;
+  freed_elsewhere() {
+    in_buffer(2);
+    warm(0, 0);
+    warm(1, 1);
+    block = set_up(0, 1, 0);
+  }
+  void thread(unsigned self) override {
+    if (self == 1) {
+      streams->order(at(0), at(1));
+      return free(block, 1, 0, 1);
+    }
+    std::array<void*, 2> mine{allocate(1, 0), allocate(1, 0)};
+    for (void* const each : mine)
+      if (each != nullptr) free(each, 1, 0);
+  }
+  void check() override { check_idle(); }
+};
+
+/// A block waits for a recorded stream, which is released; its lane would be free for another stream.
+struct recorded_and_released : of_streams {
+  void* block = nullptr;
+  recorded_and_released() {
+    in_buffer(2);
+    warm(0, 0);
+    warm(1, 1);
+    block = set_up(1, 1, 1);
+    as_thread(0, [&] {
+      ORDERLY_EXPECT(tested->record_stream(block, at(0)) == error::none, "a live block cannot be recorded");
+      use(block, 1, 0);
+      ORDERLY_EXPECT(tested->release_stream(at(0)), "no last event");
+    });
+  }
+  void thread(unsigned self) override {
+    if (self == 1) return free(block, 1, 1);
+    if (void* const mine = allocate(1, 2)) free(mine, 1, 2);
+  }
+  void check() override { check_idle(); }
+};
+
+/// Two streams beside the one that it is freed in.
+struct recorded : of_streams {
+  void* block = nullptr;
+  recorded() {
+    in_buffer(2);
+    warm(0, 0);
+    warm(1, 1);
+    block = set_up(1, 1, 1);
+    as_thread(1, [&] {
+      for (const unsigned name : {0U, 2U}) {
+        ORDERLY_EXPECT(tested->record_stream(block, at(name)) == error::none, "a live block cannot be recorded");
+        use(block, 1, name);
+      }
+    });
+  }
+  void thread(unsigned self) override {
+    if (self == 1) return free(block, 1, 1);
+    if (void* const mine = allocate(2, 0)) free(mine, 2, 0);
+  }
+  void check() override { check_idle(); }
+};
+
+/// A parcel of a released stream lies in an inbox; it is unpacked while the lane would be free for another stream.
+struct parcel_of_released : of_streams {
+  void* block = nullptr;
+  parcel_of_released() {
+    in_buffer(4);
+    warm(1, 0);
+    warm(0, 1);
+    block = set_up(0, 1, 1);
+    as_thread(1, [&] {
+      streams->order(at(1), at(0));
+      use(block, 1, 0);
+      free(block, 1, 1, 0);
+      ORDERLY_EXPECT(tested->release_stream(at(0)), "no last event");
+    });
+  }
+  void thread(unsigned self) override {
+    const unsigned name = self + 1;
+    if (void* const mine = allocate(1, name)) free(mine, 1, name);
+  }
+  void check() override { check_idle(); }
+};
+
+/// The same, while the thread exits whose inbox it is.
+struct parcel_at_exit : of_streams {
+  void* block = nullptr;
+  parcel_at_exit() {
+    in_buffer(4);
+    warm(1, 0);
+    warm(0, 1);
+    block = set_up(0, 1, 1);
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return;
+    streams->order(at(1), at(0));
+    use(block, 1, 0);
+    free(block, 1, 1, 0);
+    ORDERLY_EXPECT(tested->release_stream(at(0)), "no last event");
+    if (void* const mine = allocate(1, 2)) free(mine, 1, 2);
+  }
+  void check() override { check_idle(); }
+};
+
+/// A thread's front is left by its lane's last stream. It takes the front over for another, while a pass gives up the lane's
+/// next stream.
+struct front_taken_over : of_streams {
+  front_taken_over() {
+    in_buffer(4);
+    warm(1, 0);
+    ORDERLY_EXPECT(tested->release_stream(at(0)), "no last event");
+    warm(0, 2);
+    as_thread(0, [&] { tested->deallocate(tested->allocate(granule, at(1)), granule, at(1)); });
+    static_cast<void>(tested->defragment());
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(tested->release_stream(at(2)));
+    free(must_allocate(1, 1), 1, 1);
+  }
+  void check() override {
+    as_thread(1, [&] {
+      void* const first = must_allocate(1, 1);
+      free(first, 1, 1);
+      void* const second = must_allocate(1, 1);
+      ORDERLY_EXPECT(first == second, "the thread's front is closed");
+      free(second, 1, 1);
+    });
+    check_idle();
+  }
+};
+
+/// A stream is released, and its handle names another at once.
+struct handle_again : of_streams {
+  handle_again() {
+    in_buffer(2);
+    warm(1, 1);
+    void* const block = set_up(0, 1, 0);
+    as_thread(0, [&] { free(block, 1, 0); });
+  }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      ORDERLY_EXPECT(tested->release_stream(at(0)), "no last event");
+      streams->names[0] = 2;
+    }
+    if (void* const mine = allocate(1, self)) free(mine, 1, self);
+  }
+  void check() override { check_idle(); }
+};
+
+/// The next stream of a lane has waited for nothing that the last one waited for.
+struct successor : behind_a_barrier {
+  void* taken = nullptr;
+  successor() {
+    taken = set_up(2, 1, 0);
+    streams->order(at(0), at(1));
+    static_cast<void>(tested->release_stream(at(0)));
+  }
+  void thread(unsigned self) override {
+    if (self == 1) return free(taken, 1, 0, 1);
+    if (void* const mine = allocate(1, 2)) free(mine, 1, 2);
+  }
+};
+
+/// No last event can be had: what was freed waits until the device is idle.
+struct withheld : of_streams {
+  withheld() {
+    in_buffer(2);
+    warm(1, 1);
+    void* const block = set_up(0, 1, 0);
+    as_thread(0, [&] { free(block, 1, 0); });
+    streams->record_refusals = 1;
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(tested->release_stream(at(0)));
+    for (int i = 0; i < 2; ++i)
+      if (void* const mine = allocate(1, 1)) free(mine, 1, 1);
+  }
+  void check() override { check_idle(); }
+};
+
+/// Two threads free in one stream in safe mode, where a mark may be refused, while the stream's lane is sealed.
+struct marks : of_streams {
+  std::array<void*, 3> blocks{};
+  marks() {
+    stream_options settings = silent();
+    settings.safe_mode = true;
+    in_buffer(8, settings);
+    warm(0, 0);
+    warm(1, 0);
+    for (void*& each : blocks) each = set_up(0, 1, 0, aside);
+    as_thread(0, [&] { free(blocks[2], 1, 0); });
+    streams->record_refusals = 1;
+  }
+  void thread(unsigned self) override {
+    if (self == 1) {
+      static_cast<void>(tested->defragment());
+      use(blocks[1], 1, 0);
+      return free(blocks[1], 1, 0);
+    }
+    use(blocks[0], 1, 0);
+    free(blocks[0], 1, 0);
+  }
+  void check() override { check_idle(); }
+};
+
+/// A trim while streams may still use what is free.
+struct trimmed : of_streams {
+  trimmed() {
+    in_chunks(2);
+    warm(0, 0);
+    warm(1, 1);
+    std::array<void*, 2> all;
+    for (void*& each : all) each = set_up(0, 1, 0);
+    as_thread(0, [&] {
+      for (void* const each : all) free(each, 1, 0);
+    });
+    streams->passes = 1;
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(tested->trim());
+    if (void* const mine = allocate(1, 1)) free(mine, 1, 1);
+  }
+  void check() override { check_idle(); }
+};
+
+/// A slot changes streams and is too long for the next one.
+struct shorter_slot : of_streams {
+  shorter_slot() {
+    in_chunks(12);
+    void* const block = set_up(0, 12, 0);
+    as_thread(0, [&] { free(block, 12, 0); });
+    streams->passes = 1;
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(tested->trim());
+    if (void* const mine = allocate(9, 1)) free(mine, 9, 1);
+  }
+  void check() override { check_idle(); }
+};
+
+/// Two threads free and take large blocks in one stream.
+struct large_in_one_stream : of_streams {
+  std::array<void*, 2> blocks{};
+  large_in_one_stream() {
+    in_chunks(24);
+    for (void*& each : blocks) each = set_up(0, 9, 0);
+    as_thread(1, [&] { free(blocks[1], 9, 0); });
+  }
+  void thread(unsigned self) override {
+    if (self == 0) free(blocks[0], 9, 0);
+    if (void* const mine = allocate(9, 0)) free(mine, 9, 0);
+  }
+  void check() override { check_idle(); }
+};
+
+/// A software stream's event: who finds it complete sees the work before it, also when it was another's before.
+struct event_again : scenario {
+  event_store store;
+  plain<int> work;
+  event* recorded = &store.take();
+  event_again() {
+    recorded->complete();
+    store.give_back(*recorded);
+    recorded = &store.take();
+  }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      work.set(1);
+      return recorded->complete();
+    }
+    if (recorded->is_complete()) ORDERLY_EXPECT(work.get() == 1, "the event is complete, and the work is not done");
+  }
+};
+
+/// A wait for it is in another stream's queue: until that has run the event stays as it is.
+struct event_awaited : scenario {
+  event_store store;
+  event* const recorded = &store.take();
+  bool ran = false;
+  event_awaited() { recorded->begin_wait(); }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      recorded->complete();
+      store.give_back(*recorded);
+      event& next = store.take();
+      ORDERLY_EXPECT(&next != recorded || ran, "the event is used again, and a wait for it has not run");
+      return;
+    }
+    if (!recorded->is_complete()) return;
+    ran = true;
+    recorded->end_wait();
+  }
+};
+
+constexpr traits usual{.long_bound = 3, .stale = 1};
+constexpr traits without{.long_bound = 3, .stale = 1, .barrier = false};
+constexpr traits exiting{.long_bound = 3, .stale = 1, .exits = true};
+
+const registered<take_over> a1("lanes", "take-over", usual);
+const registered<take_over> a2("lanes", "take-over-without-barrier", without);
+const registered<seal_and_free> b1("lanes", "seal-and-free", usual);
+const registered<settle_and_free> b2("lanes", "settle-and-free", usual);
+const registered<one_waits_for_two> c1("lanes", "one-waits-for-two", usual);
+const registered<wait_refused<1>> c2("lanes", "wait-refused", usual);
+const registered<wait_refused<of_streams::aside>> c3("lanes", "wait-refused-past-caches", usual);
+const registered<for_the_host> c4("lanes", "for-the-host", usual);
+const registered<capture_takes> d1("lanes", "capture-takes", usual);
+const registered<graph_ends> d2("lanes", "graph-ends", usual);
+const registered<freed_elsewhere> e1("lanes", "freed-elsewhere", usual);
+const registered<recorded> f1("lanes", "recorded", usual);
+const registered<recorded_and_released> f2("lanes", "recorded-and-released", usual);
+const registered<parcel_of_released> f3("lanes", "parcel-of-released", usual);
+const registered<parcel_at_exit> f4("lanes", "parcel-at-exit", exiting);
+const registered<front_taken_over> g1("lanes", "front-taken-over", usual);
+const registered<handle_again> g2("lanes", "handle-again", usual);
+const registered<successor> g3("lanes", "successor", usual);
+const registered<withheld> g4("lanes", "withheld", usual);
+const registered<marks> h1("lanes", "marks", usual);
+const registered<trimmed> i1("lanes", "trimmed", usual);
+const registered<shorter_slot> i2("lanes", "shorter-slot", usual);
+const registered<large_in_one_stream> i3("lanes", "large-in-one-stream", usual);
+const registered<event_again> j1("lanes", "event-again");
+const registered<event_awaited> j2("lanes", "event-awaited");
+
+}  // namespace
