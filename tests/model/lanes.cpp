@@ -392,6 +392,35 @@ struct for_the_host : behind_a_barrier {
   }
 };
 
+/// One takes what is cached in the idle stream and needs no wait, while the other one makes the stream wait.
+struct for_the_host_from_a_cache : of_streams {
+  std::array<void*, 3> blocks{};
+  for_the_host_from_a_cache() {
+    in_buffer(4);
+    warm(0, 1);
+    warm(1, 1);
+    void* cached = nullptr;  // no work uses it
+    as_thread(1, [&] { cached = tested->allocate(granule, at(1)); });
+    for (unsigned i = 0; i < 3; ++i) blocks[i] = set_up(2, 1, 3, i < 1 ? aside : 1);
+    as_thread(1, [&] { tested->deallocate(cached, granule, at(1)); });
+    as_thread(2, [&] { free(blocks[0], 1, 3); });
+  }
+  void thread(unsigned) override {
+    void* const settled = tested->allocate_settled(granule, 1, at(1));
+    owned.take(settled, 1, 1);
+    const std::size_t i = owners::granule_of(settled);
+    ORDERLY_EXPECT(streams->done().covers(by.used[i]), "granule %zu is handed to the host while a stream uses it", i);
+  }
+  void check() override {
+    for (unsigned i = 1; i < 3; ++i) as_thread(2, [&] { free(blocks[i], 1, 3); });
+    for (std::size_t i = 0; i < 4; ++i) {
+      void* const block = reinterpret_cast<void*>(paper::base + i * granule);
+      if (tested->owns(block)) free(block, 1, 1);
+    }
+    check_idle();
+  }
+};
+
 /// A capture cannot wait: it gets what has passed, or nothing.
 struct capture_takes : behind_a_barrier {
   capture_takes() : behind_a_barrier(2) { streams->passes = 1; }
@@ -444,6 +473,7 @@ struct freed_elsewhere : of_streams {
   void thread(unsigned self) override {
     if (self == 1) {
       streams->order(at(0), at(1));
+      use(block, 1, 1);
       return free(block, 1, 0, 1);
     }
     free(must_allocate(1, 0), 1, 0);
@@ -613,7 +643,8 @@ struct withheld : of_streams {
   void check() override { check_idle(); }
 };
 
-/// Two threads free in one stream in safe mode, where a mark may be refused, while the stream's lane is sealed.
+/// Frees in safe mode, each with an event of its own, while the stream's lane is sealed.
+template <bool refused>
 struct marks : of_streams {
   std::array<void*, 3> blocks{};
   marks() {
@@ -624,18 +655,26 @@ struct marks : of_streams {
     warm(1, 0);
     for (void*& each : blocks) each = set_up(0, 1, 0, aside);
     as_thread(0, [&] { free(blocks[2], 1, 0); });
-    streams->record_refusals = 1;
+    if (refused) streams->record_refusals = 1;
+  }
+  void use_and_free(void* block) {
+    use(block, 1, 0);
+    free(block, 1, 0);
   }
   void thread(unsigned self) override {
-    if (self == 1) {
-      static_cast<void>(tested->defragment());
-      use(blocks[1], 1, 0);
-      return free(blocks[1], 1, 0);
-    }
-    use(blocks[0], 1, 0);
-    free(blocks[0], 1, 0);
+    if (self == 0) return use_and_free(blocks[0]);
+    if (refused) return static_cast<void>(tested->defragment());
+    use_and_free(blocks[1]);
   }
-  void check() override { check_idle(); }
+  void check() override {
+    if (refused) {  // a later mark covers it all, so that comes last
+      while (void* const mine = allocate(1, 5)) rest.push_back(mine);
+      for (void* const each : rest) free(each, 1, 5);
+      use_and_free(blocks[1]);
+    }
+    check_idle();
+  }
+  std::vector<void*> rest;
 };
 
 /// A trim while streams may still use what is free.
@@ -741,8 +780,9 @@ const registered<one_waits_for_two> c1("lanes", "one-waits-for-two", usual);
 const registered<wait_refused<1>> c2("lanes", "wait-refused", usual);
 const registered<wait_refused<of_streams::aside>> c3("lanes", "wait-refused-past-caches", costly);
 const registered<for_the_host> c4("lanes", "for-the-host", usual);
+const registered<for_the_host_from_a_cache> c5("lanes", "for-the-host-from-a-cache", usual);
 const registered<capture_takes> d1("lanes", "capture-takes", costly);
-const registered<graph_ends> d2("lanes", "graph-ends", usual);
+const registered<graph_ends> d2("lanes", "graph-ends", {.long_bound = 4, .stale = 3});
 const registered<freed_elsewhere> e1("lanes", "freed-elsewhere", usual);
 const registered<recorded> f1("lanes", "recorded", costly);
 const registered<recorded_and_released> f2("lanes", "recorded-and-released", usual);
@@ -752,7 +792,8 @@ const registered<front_taken_over> g1("lanes", "front-taken-over", usual);
 const registered<handle_again> g2("lanes", "handle-again", costly);
 const registered<successor> g3("lanes", "successor", usual);
 const registered<withheld> g4("lanes", "withheld", usual);
-const registered<marks> h1("lanes", "marks", usual);
+const registered<marks<false>> h1("lanes", "marks", usual);
+const registered<marks<true>> h2("lanes", "marks-refused", usual);
 const registered<trimmed> i1("lanes", "trimmed", costly);
 const registered<shorter_slot> i2("lanes", "shorter-slot", costly);
 const registered<large_in_one_stream> i3("lanes", "large-in-one-stream", usual);
