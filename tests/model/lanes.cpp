@@ -1,6 +1,6 @@
 // Pools with streams under every schedule. No stream runs here: the order of their work is computed. A block is handed
-// out in a stream only if all that used it is done, or lies before what enters the stream from now on, for whoever asks:
-// a forgotten wait, an event that covers too little and a missing order of the host all show where the block is taken.
+// out in a stream only if all that used it is done, or lies before what enters the stream from now on, for whoever
+// asks: a forgotten wait, an event that covers too little, a missing order of the host show where the block is taken.
 #include <algorithm>
 #include <array>
 #include <memory>
