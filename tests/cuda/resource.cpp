@@ -362,8 +362,8 @@ class strict_resource {
   }
 
   friend bool operator==(const strict_resource& a, const strict_resource& b) { return a.books_ == b.books_; }
-  friend bool operator!=(const strict_resource& a, const strict_resource& b) { return !(a == b); }
-  friend void get_property(const strict_resource&, device_accessible) noexcept {}
+  [[maybe_unused]] friend bool operator!=(const strict_resource& a, const strict_resource& b) { return !(a == b); }
+  [[maybe_unused]] friend void get_property(const strict_resource&, device_accessible) noexcept {}
 
  private:
   upstream_books* books_;
