@@ -76,7 +76,7 @@ def main(report, explained, root):
         print(f'{name:32} {row[0]:7} {row[1]:7} {percent(run, len(lines))} {branches:9} {taken:7} {percent(taken, branches)}')
         source = (root / name).read_text(encoding='utf-8').splitlines()
         bare += [(name, line, name_of(source, line)) for line, runs in sorted(lines.items())
-                 if runs == 0 and not re.fullmatch(r'[})]+;?', source[line - 1].strip())]
+                 if runs == 0 and not re.fullmatch(r'[{})]+;?', source[line - 1].strip())]
     print(f'{"all":32} {totals[0]:7} {totals[1]:7} {percent(totals[1], totals[0])} {totals[2]:9} {totals[3]:7} '
           f'{percent(totals[3], totals[2])}')
 

@@ -198,6 +198,21 @@ TEST_CASE("a driver that says nothing of graphs and of all streams at once has n
   CHECK_FALSE(driver.synchronize_all());
 }
 
+TEST_CASE("after a fork the pool goes on in both processes") {
+  bench b(1, 4 * mib);
+  void* const kept = b.tested->allocate(1000, b[0]);
+  const child_end child = run_child([&] {
+    void* const made = b.tested->try_allocate(mib, b[0]);
+    const bool good = made != nullptr && b.tested->try_deallocate(made, mib, b[0]) == error::none &&
+                      b.tested->try_deallocate(kept, 1000, b[0]) == error::none && b.tested->synchronize();
+    _exit(good ? 0 : 1);
+  });
+  CHECK(child.signal == 0);
+  CHECK(child.status == 0);
+  CHECK(b.tested->try_deallocate(kept, 1000, b[0]) == error::none);
+  check_idle(*b.tested);
+}
+
 TEST_CASE("alignments above the granule, and those that cannot be had") {
   bench b(1, 16 * mib);
   for (const std::size_t alignment : {1 * kib, 64 * kib}) {
