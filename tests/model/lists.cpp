@@ -312,6 +312,6 @@ const registered<exchange> g1("depot", "exchange");
 const registered<last_place> g2("depot", "last-place");
 const registered<parcels> g3("depot", "parcels", three);
 const registered<chains> g4("depot", "chains");
-const registered<exchange> g5("depot", "stopped", {.long_bound = 2, .short_bound = 1, .parked = 3});
+const registered<exchange> g5("depot", "stopped", {.long_bound = 3, .parked = 3});
 
 }  // namespace

@@ -368,8 +368,9 @@ constexpr traits refused{.long_bound = 3, .stale = 1, .barrier_refusals = 2};
 constexpr traits exiting{.long_bound = 3, .stale = 1, .exits = true};
 constexpr traits small{.stale = 1};
 constexpr traits small_exiting{.stale = 1, .exits = true};
-constexpr traits three{.threads = 3, .long_bound = 2, .short_bound = 1, .stale = 1};
-constexpr traits parked{.long_bound = 1, .short_bound = 0, .stale = 1, .parked = 1};
+constexpr traits three{.threads = 3, .long_bound = 2, .stale = 1};
+constexpr traits parked{.long_bound = 3, .stale = 1, .parked = 1};
+constexpr traits parked_long{.long_bound = 2, .short_bound = 1, .stale = 1, .parked = 1};
 
 const registered<take_and_give> a1("pool", "take-and-give", usual);
 const registered<take_and_give> a2("pool", "take-and-give-without-barrier", usual_without);
@@ -402,7 +403,7 @@ const registered<one_for_two> i1("history", "one-for-two", usual);
 const registered<pair_or_two> i2("history", "pair-or-two", usual);
 const registered<one_left> i3("history", "one-left", three);
 
-const registered<stopped_in_a_pass> j1("parked", "in-a-pass", parked);
+const registered<stopped_in_a_pass> j1("parked", "in-a-pass", parked_long);
 const registered<stopped_at_work> j2("parked", "at-work", parked);
 
 }  // namespace

@@ -224,7 +224,7 @@ const registered<take_against_give> d1("buddy", "take-against-give");
 const registered<split_against_give> e1("buddy", "split-against-give");
 const registered<trimmed> f1("buddy", "trimmed");
 const registered<hints_out_of_date> g1("buddy", "hints-out-of-date");
-const registered<hints_out_of_date> h1("buddy", "stopped", {.long_bound = 2, .short_bound = 1, .parked = 3});
+const registered<hints_out_of_date> h1("buddy", "stopped", {.long_bound = 3, .parked = 3});
 
 /// A store over chunks of two granules; a commit is refused where the scenario says so.
 struct of_store : scenario {
@@ -564,6 +564,6 @@ struct slot_trim : of_slots {
 
 const registered<slot_exchange> j1("slots", "exchange");
 const registered<slot_trim> j2("slots", "trim");
-const registered<slot_exchange> j3("slots", "stopped", {.long_bound = 2, .short_bound = 1, .parked = 3});
+const registered<slot_exchange> j3("slots", "stopped", {.long_bound = 3, .parked = 3});
 
 }  // namespace
