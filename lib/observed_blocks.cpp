@@ -16,18 +16,18 @@ void observed_blocks::hand_out(void* block, std::size_t bytes, bool kept) noexce
   // Of the kept ranges, those that share bytes with the block: they and the block are one from now on.
   auto at = kept_.upper_bound(start);
   if (at != kept_.begin() && std::prev(at)->first + std::prev(at)->second > start) --at;
-  auto last = at;
-  for (; last != kept_.end() && last->first < end; ++last) {
-    start = std::min(start, last->first);
-    end = std::max(end, last->first + last->second);
+  auto past = at;
+  for (; past != kept_.end() && past->first < end; ++past) {
+    start = std::min(start, past->first);
+    end = std::max(end, past->first + past->second);
   }
   const auto length = static_cast<std::size_t>(end - start);
-  if (at == last) {
+  if (at == past) {
     (kept ? kept_ : live_)[start] = length;
   } else {
-    if (std::next(at) == last && at->first == start && at->second == length) return;  // it is all allowed
-    for (auto each = at; each != last; ++each) by_.forbidden(each->first);
-    kept_.erase(at, last);
+    if (std::next(at) == past && at->first == start && at->second == length) return;  // it is all allowed
+    for (auto each = at; each != past; ++each) by_.forbidden(each->first);
+    kept_.erase(at, past);
     kept_[start] = length;
   }
   by_.allowed(start, length);
