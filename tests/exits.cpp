@@ -231,7 +231,7 @@ TEST_CASE("threads killed at random instructions, with full caches: what is lost
   kill.sa_handler = murder::strike;
   struct sigaction before = {};
   REQUIRE(sigaction(SIGUSR2, &kill, &before) == 0);
-  const std::size_t rounds = scaled(192);
+  const std::size_t rounds = scaled(128);
   std::atomic<std::size_t> turn = 0;
   std::atomic<std::size_t> most_lost = 0, with_front = 0, with_loss = 0;
   findings found;
