@@ -144,8 +144,9 @@ class murder {
     std::vector<std::thread> threads;
     for (std::size_t index = 0; index < 3; ++index) {
       threads.emplace_back([&, index] {
-        if (index == 0) victims_flag = &died;
         random_engine random = make_random(seed * 3 + index);
+        step(random, estates[index]);  // the thread's books of the pool: malloc has locks of its own, which would die, too
+        if (index == 0) victims_flag = &died;
         while (!done.load(std::memory_order_relaxed)) {
           step(random, estates[index]);
           if (index != 0) steps.fetch_add(1, std::memory_order_relaxed);
