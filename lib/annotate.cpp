@@ -40,8 +40,8 @@ void permit(const void* address, std::size_t bytes, [[maybe_unused]] bool define
 #endif
 }
 
-/// Blocks may hold the only pointers to what the program has on the heap. LeakSanitizer looks into mappings of which it was
-/// told, and there not into what is forbidden; Memcheck looks into every mapping.
+/// Blocks may hold the only pointers to what the program has on the heap. LeakSanitizer looks into mappings of which it
+/// was told, and there not into what is forbidden; Memcheck looks into every mapping.
 void look_for_pointers([[maybe_unused]] const void* address, [[maybe_unused]] std::size_t bytes,
                        [[maybe_unused]] bool look) noexcept {
 #ifdef ORDERLY_ADDRESS_SANITIZER

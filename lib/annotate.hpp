@@ -19,9 +19,9 @@
 /// Rule. Memory that the host may touch (memory_source::is_host_memory) is accessible just where it was requested, from
 /// handed_out() to taken_back(). Whoever asks for a block's length may use that much of it.
 ///
-/// Pools with streams. Work that is in a stream may use a block after the host has freed it, and the next owner may have it
-/// at once, for work behind that. Which bytes are in use is then known to nobody on the host, so there all that is committed
-/// is accessible, and only what was decommitted, which no stream can use, is not.
+/// Pools with streams. Work that is in a stream may use a block after the host has freed it, and the next owner may have
+/// it at once, for work behind that. Which bytes are in use is then known to nobody on the host, so there all that is
+/// committed is accessible, and only what was decommitted, which no stream can use, is not.
 #pragma once
 
 #include <cstddef>
@@ -74,8 +74,8 @@ class annotations {
   std::byte* base_ = nullptr;  ///< null: nothing is told
   std::size_t bytes_ = 0;
   free_order order_ = free_order::program;
-  /// The range, in units, of which a bit says that something was told in it: telling of a whole range at its end would cost
-  /// as much as the range is long.
+  /// The range, in units, of which a bit says that something was told in it: telling of a whole range at its end would
+  /// cost as much as the range is long.
   std::size_t unit_ = 0;
   reserved_array<atomic<std::uint64_t>> touched_;
 };

@@ -3,9 +3,9 @@
 
   coverage.py REPORT EXPLAINED PROJECT-FOLDER
 
-REPORT is lcov text. EXPLAINED has paragraphs: a reason after `#`, then lines of lib/ that no test runs for that reason, as
-`file: text`, a short text behind that of the line above it; `~ file: text` is one that runs by chance only, when threads meet in a certain way. Exit status 1 if a line
-is not run and not explained, or explained and run.
+REPORT is lcov text. EXPLAINED has paragraphs: a reason after `#`, then lines of lib/ that no test runs for that reason,
+as `file: text`, a short text behind that of the line above it. `~ file: text` is one that some runs reach: by chance,
+or where there is more to test. Exit status 1 if a line is not run and not explained, or explained and run.
 """
 
 import pathlib
@@ -73,7 +73,8 @@ def main(report, explained, root):
         run = sum(runs > 0 for runs in lines.values())
         row = [len(lines), run, branches, taken]
         totals = [total + value for total, value in zip(totals, row)]
-        print(f'{name:32} {row[0]:7} {row[1]:7} {percent(run, len(lines))} {branches:9} {taken:7} {percent(taken, branches)}')
+        print(f'{name:32} {row[0]:7} {row[1]:7} {percent(run, len(lines))} {branches:9} {taken:7} '
+              f'{percent(taken, branches)}')
         source = (root / name).read_text(encoding='utf-8').splitlines()
         bare += [(name, line, name_of(source, line)) for line, runs in sorted(lines.items())
                  if runs == 0 and not re.fullmatch(r'[{})]+;?', source[line - 1].strip())]

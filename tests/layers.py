@@ -4,9 +4,9 @@
   layers.py FOLDER              reports each breach below the project's folder; exit status 1 if there is one
   layers.py --self-test FOLDER  each rule must find what is planted, and nothing in what keeps it
 
-A header of include/ and lib/ includes only headers of lower rows, a source also those of its own layer. Each source begins
-with the header that it implements. cuda/ sees the public headers, and of lib/ what LENT names. A test includes what it
-tests. A new header goes into the row above all that it includes.
+A header of include/ and lib/ includes only headers of lower rows, a source also those of its own layer. Each source
+begins with the header that it implements. cuda/ sees the public headers, and of lib/ what LENT names. A test includes
+what it tests. A new header goes into the row above all that it includes.
 """
 
 import pathlib
