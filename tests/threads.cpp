@@ -20,17 +20,7 @@
 #include "support/oracles.hpp"
 #include "support/scale.hpp"
 #include "support/threads.hpp"
-
-#if defined(__SANITIZE_THREAD__)
-#define ORDERLY_TEST_UNDER_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define ORDERLY_TEST_UNDER_TSAN 1
-#endif
-#endif
-#if !defined(ORDERLY_TEST_UNDER_TSAN)
-#define ORDERLY_TEST_UNDER_TSAN 0
-#endif
+#include "support/wait.hpp"
 
 using namespace orderly;
 using namespace orderly::test;
