@@ -114,7 +114,7 @@ refusal arena::commit(node n, std::uint64_t from, std::uint64_t to, ceiling up_t
   if (from >= to) return refusal::none;
   const std::size_t bytes = (to - from) * shape_.chunk_bytes();
   if (const refusal refused = charge(bytes, up_to); refused != refusal::none) return refused;
-  if (into_source().commit(base_ + shape_.bytes(shape_.granule(n)) + from * shape_.chunk_bytes(), bytes)) {
+  if (into_source().commit_together(base_ + shape_.bytes(shape_.granule(n)) + from * shape_.chunk_bytes(), bytes)) {
     note_peak();
     return refusal::none;
   }

@@ -78,7 +78,8 @@ class arena {
   /// refused.
   std::size_t decommit(node n) noexcept;
 
-  /// The same for a range outside the tree, given in chunks from the node's start: [from, to).
+  /// The same for a range outside the tree, given in chunks from the node's start: [from, to). What was committed at once
+  /// is decommitted at once, or else the source may refuse.
   [[nodiscard]] refusal commit(node n, std::uint64_t from, std::uint64_t to, ceiling up_to) noexcept;
   [[nodiscard]] bool decommit(node n, std::uint64_t from, std::uint64_t to) noexcept;
 
@@ -101,9 +102,10 @@ class arena {
     counted_source& operator=(const counted_source&) = delete;
     ~counted_source() { of_.in_source_.fetch_sub(1, seq_cst); }
     [[nodiscard]] bool commit(void* address, std::size_t bytes) const noexcept {
-      if (!of_.source_->commit(address, bytes)) return false;
-      of_.tools_.committed(address, bytes);
-      return true;
+      return told(of_.source_->commit(address, bytes), address, bytes);
+    }
+    [[nodiscard]] bool commit_together(void* address, std::size_t bytes) const noexcept {
+      return told(of_.source_->commit_together(address, bytes), address, bytes);
     }
     [[nodiscard]] bool decommit(void* address, std::size_t bytes) const noexcept {
       if (!of_.source_->decommit(address, bytes)) return false;
@@ -112,6 +114,11 @@ class arena {
     }
 
    private:
+    [[nodiscard]] bool told(bool done, void* address, std::size_t bytes) const noexcept {
+      if (done) of_.tools_.committed(address, bytes);
+      return done;
+    }
+
     arena& of_;
   };
   [[nodiscard]] counted_source into_source() noexcept { return counted_source(*this); }

@@ -69,8 +69,13 @@ refusal slots::fit(node n, std::uint64_t wanted, ceiling up_to) noexcept {
     const refusal refused = memory_->commit(n, present, wanted, up_to);
     if (refused != refusal::none) return refused;
     chunks_[at(n)].store(wanted, relaxed);  // the owner's record, published with the word
-  } else if (present > wanted && !memory_->held_back() && memory_->decommit(n, wanted, present)) {
-    chunks_[at(n)].store(wanted, relaxed);  // as above
+  } else if (present > wanted && !memory_->held_back()) {
+    if (memory_->decommit(n, wanted, present)) {
+      chunks_[at(n)].store(wanted, relaxed);  // as above
+    } else if (memory_->decommit(n, 0, present)) {  // the end was not to be had without the rest
+      chunks_[at(n)].store(0, relaxed);  // as above
+      return fit(n, wanted, up_to);
+    }
   }
   return refusal::none;
 }

@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "conformance/source.hpp"
 #include "orderly/pool.hpp"
 #include "support/audit.hpp"
 #include "support/failing_source.hpp"
@@ -31,42 +32,11 @@ namespace {
 constexpr std::size_t kib = 1024;
 constexpr std::size_t mib = 1024 * kib;
 
-/// A kind of source under test, with as much memory as one_range(): what the suite reserves at most at once.
-struct source_kind {
-  std::string_view name;
-  std::unique_ptr<memory_source> (*make)();
-  std::size_t most_bytes;
-};
-
 constexpr std::size_t buffer_bytes = 4 * mib;
 
 std::unique_ptr<memory_source> make_over_static_buffer() {
   alignas(64 * kib) static char memory[buffer_bytes];
   return make_fixed_buffer_source(memory, buffer_bytes);
-}
-
-/// A new source is one line here.
-constexpr source_kind every_kind[] = {
-    {"host", make_host_source, 64 * mib},
-    {"fixed buffer", make_over_static_buffer, buffer_bytes},
-};
-
-bool aligned(const void* pointer, std::size_t alignment) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % alignment == 0;
-}
-
-/// Writes every byte of a range and reads it back.
-bool usable(void* address, std::size_t bytes) {
-  auto* first = static_cast<unsigned char*>(address);
-  std::memset(first, 0xa5, bytes);
-  for (std::size_t index = 0; index < bytes; ++index) {
-    if (first[index] != 0xa5) return false;
-  }
-  return true;
-}
-
-bool commit_if_virtual(memory_source& source, void* address, std::size_t bytes) {
-  return !source.is_virtual() || source.commit(address, bytes);
 }
 
 /// Pages of a range that have physical memory.
@@ -142,81 +112,34 @@ void fail_each(source_log::call kind, std::size_t width) {
 
 }  // namespace
 
+/// A new source is one line here.
+std::span<const source_kind> orderly::test::source_kinds() {
+  static constexpr source_kind all[] = {
+      {"host", make_host_source, 64 * mib},
+      {"guarded host", make_guarded_host_source, 64 * mib, true},
+      {"fixed buffer", make_over_static_buffer, buffer_bytes},
+  };
+  return all;
+}
+void orderly::test::fill(void* address, unsigned char value, std::size_t bytes) { std::memset(address, value, bytes); }
+bool orderly::test::holds(const void* address, unsigned char value, std::size_t bytes) {
+  const auto* const first = static_cast<const unsigned char*>(address);
+  return *first == value && std::memcmp(first, first + 1, bytes - 1) == 0;
+}
+
 TEST_SUITE("unit") {
 
-TEST_CASE("conformance: granularity and preferred chunk are powers of two, the chunk a multiple") {
-  for (const source_kind& kind : every_kind) {
-    CAPTURE(kind.name);
-    const std::unique_ptr<memory_source> source = kind.make();
-    CHECK(std::has_single_bit(source->granularity()));
-    CHECK(std::has_single_bit(source->preferred_chunk()));
-    CHECK(source->preferred_chunk() >= source->granularity());
+TEST_CASE("host memory: its unit is the page, its chunk 64 KiB; a buffer has neither") {
+  for (const auto& source : {make_host_source(), make_guarded_host_source()}) {
+    CHECK(source->granularity() == static_cast<std::size_t>(sysconf(_SC_PAGESIZE)));
+    CHECK(source->preferred_chunk() == 64 * kib);
+    CHECK(source->is_virtual());
   }
-  CHECK(make_host_source()->granularity() == static_cast<std::size_t>(sysconf(_SC_PAGESIZE)));
-  CHECK(make_host_source()->preferred_chunk() == 64 * kib);
-  CHECK(make_host_source()->is_virtual());
   CHECK_FALSE(make_over_static_buffer()->is_virtual());
 }
 
-TEST_CASE("conformance: a range is aligned and usable, can be given back, and can be had again") {
-  for (const source_kind& kind : every_kind) {
-    CAPTURE(kind.name);
-    const std::unique_ptr<memory_source> source = kind.make();
-    const std::size_t unit = source->granularity();
-    for (int round = 0; round < 3; ++round) {
-      for (std::size_t alignment = unit; alignment <= 64 * kib; alignment *= 4) {
-        CAPTURE(alignment);
-        const std::size_t bytes = kind.most_bytes / 4;
-        void* range = source->reserve(bytes, alignment);
-        REQUIRE(range != nullptr);
-        CHECK(aligned(range, alignment));
-        REQUIRE(commit_if_virtual(*source, range, bytes));
-        CHECK(usable(range, bytes));
-        source->release(range, bytes);
-      }
-    }
-  }
-}
-
-TEST_CASE("conformance: what cannot be had is refused") {
-  for (const source_kind& kind : every_kind) {
-    CAPTURE(kind.name);
-    const std::unique_ptr<memory_source> source = kind.make();
-    const std::size_t unit = source->granularity();
-    CHECK(source->reserve(SIZE_MAX - unit + 1, unit) == nullptr);
-    CHECK(source->reserve(SIZE_MAX / 2 + 1, unit) == nullptr);
-    CHECK(source->reserve(SIZE_MAX / 2 + 1, SIZE_MAX / 2 + 1) == nullptr);
-    void* range = source->reserve(kind.most_bytes, unit);
-    CHECK(range != nullptr);
-    if (!source->is_virtual()) CHECK(source->reserve(unit, unit) == nullptr);
-    source->release(range, kind.most_bytes);
-  }
-}
-
-TEST_CASE("conformance: chunks are committed, decommitted and committed again, neighbours untouched") {
-  for (const source_kind& kind : every_kind) {
-    CAPTURE(kind.name);
-    const std::unique_ptr<memory_source> source = kind.make();
-    if (!source->is_virtual()) continue;
-    const std::size_t chunk = source->preferred_chunk();
-    auto* range = static_cast<unsigned char*>(source->reserve(8 * chunk, chunk));
-    REQUIRE(range != nullptr);
-    REQUIRE(source->commit(range, 8 * chunk));
-    for (int round = 0; round < 3; ++round) {
-      REQUIRE(usable(range, 8 * chunk));
-      REQUIRE(source->decommit(range + 2 * chunk, 3 * chunk));
-      CHECK(range[2 * chunk - 1] == 0xa5);
-      CHECK(range[5 * chunk] == 0xa5);
-      REQUIRE(source->commit(range + 2 * chunk, chunk));
-      REQUIRE(source->commit(range + 3 * chunk, 2 * chunk));
-      CHECK(usable(range + 2 * chunk, 3 * chunk));
-    }
-    source->release(range, 8 * chunk);
-  }
-}
-
 TEST_CASE("every source of the host is the host's to touch; a buffer knows its size, and keeps its memory") {
-  for (const source_kind& kind : every_kind) CHECK(kind.make()->is_host_memory());
+  for (const source_kind& kind : source_kinds()) CHECK(kind.make()->is_host_memory());
   const std::unique_ptr<memory_source> buffer = make_over_static_buffer();
   CHECK(buffer->capacity() == buffer_bytes);
   void* const range = buffer->reserve(buffer_bytes, 4096);
@@ -231,29 +154,12 @@ TEST_CASE("host memory: addresses cost nothing, decommitted memory is really giv
   REQUIRE(range != nullptr);
   CHECK(resident_pages(range, mib) == 0);
   REQUIRE(source->commit(range, mib));
-  CHECK(usable(range, mib));
+  fill(range, 0xa5, mib);
   CHECK(resident_pages(range, mib) == mib / source->granularity());
   REQUIRE(source->decommit(range, mib / 2));
   CHECK(resident_pages(range, mib) == mib / 2 / source->granularity());
   source->release(range, many);
   CHECK(msync(range, source->granularity(), MS_ASYNC) == -1);
-}
-
-TEST_CASE("host memory: threads commit and decommit different chunks at once") {
-  const std::unique_ptr<memory_source> source = make_host_source();
-  const std::size_t chunk = source->preferred_chunk();
-  auto* range = static_cast<unsigned char*>(source->reserve(4 * chunk, chunk));
-  REQUIRE(range != nullptr);
-  findings found;
-  run_threads(4, [&](std::size_t index) {
-    for (int round = 0; round < 50; ++round) {
-      found.expect(source->commit(range + index * chunk, chunk), "commit was refused");
-      found.expect(usable(range + index * chunk, chunk), "committed memory is not usable");
-      found.expect(source->decommit(range + index * chunk, chunk), "decommit was refused");
-    }
-  });
-  ORDERLY_CHECK_FINDINGS(found);
-  source->release(range, 4 * chunk);
 }
 
 TEST_CASE("a pool keeps its side of the contract") {

@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "orderly/export.h"
 #include "orderly/source.hpp"
@@ -43,6 +44,40 @@ namespace orderly {
 /// the toolkit at build time has no nvtx3/nvToolsExtMem.h.
 [[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_device_source(int device, std::size_t bytes = 0,
                                                                                  bool with_regions = false);
+
+/// In which form physical memory of a virtual source can be handed to other processes: what cuMemExportToShareableHandle
+/// gives for the handle that cuMemRetainAllocationHandle has of an address in a pool.
+enum class cuda_sharing : std::uint8_t { none, file_descriptor, fabric };
+
+struct cuda_virtual_options {
+  /// Capacity in bytes, rounded up to whole units. 0: that fraction of the device's memory.
+  std::size_t bytes = 0;
+  double fraction = 1.0;  ///< above 0, at most 1
+
+  /// Smallest piece of physical memory in bytes, a power of two; raised to what the device recommends (2 MiB). It is the
+  /// pool's chunk, too, unless options::chunk is larger. Larger units cost fewer calls and more memory.
+  std::size_t unit = 0;
+
+  cuda_sharing sharing = cuda_sharing::none;
+
+  /// Other devices that may use the memory. They must be able to access the device's.
+  std::vector<int> peers = {};
+};
+
+/// Memory of a device that grows and shrinks with the pool: a range of addresses is reserved, and physical memory is
+/// mapped into it by unit, for large blocks in larger pieces (CUDA's virtual memory management). Addresses are never what
+/// is missing, so the pool does not fragment above the unit, and what it no longer needs goes back to the device without
+/// waiting for kernels. Growing costs some 60 us for each piece, shrinking 40 (H200, driver 580), nothing while the pool
+/// has what is asked for. Memory that others took is met when the pool grows: it then gives back what lies idle and tries
+/// again before it refuses.
+///
+/// Unmapping does not wait for work of the device. A stream_pool unmaps only what all streams have passed; a block of a
+/// pool without streams must not be freed before the device is done with it. With the end of the pool all is unmapped,
+/// after a wait for the device.
+/// Null: CUDA, the device or its virtual memory is missing, an option is wrong, handles of that kind cannot be had, or a
+/// peer does not reach the device.
+[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_virtual_source(
+    int device, const cuda_virtual_options& settings = {});
 
 /// Page-locked host memory that every device reaches: one cudaHostAlloc. `bytes`: the capacity; 0: that of the pool,
 /// which must then be given. Null: CUDA is missing.

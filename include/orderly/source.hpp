@@ -56,12 +56,23 @@ class ORDERLY_API memory_source {
   /// Makes the range usable. False: refused, and nothing of the range is committed.
   [[nodiscard]] virtual bool commit(void* address, std::size_t bytes) noexcept = 0;
 
+  /// The same for a range that comes back as a whole, mostly: a source that pays for the piece rather than for the byte
+  /// makes few large ones of it. It may refuse a decommit() that would cut one.
+  [[nodiscard]] virtual bool commit_together(void* address, std::size_t bytes) noexcept {
+    return commit(address, bytes);
+  }
+
   /// Returns the range's physical memory. The contents are lost. False: refused, and the range stays committed.
   [[nodiscard]] virtual bool decommit(void* address, std::size_t bytes) noexcept = 0;
 };
 
 /// Anonymous host memory: commits by first touch, decommits with MADV_DONTNEED. Granularity: the page size.
 [[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_host_source();
+
+/// The same, and what is not committed cannot be touched: an access to memory that the pool has given back ends the
+/// process (SIGSEGV). Costs two more system calls for each range that is committed or given back, and the system bounds the
+/// number of such ranges (Linux: vm.max_map_count, 65,530): beyond it commits are refused. For finding errors.
+[[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_guarded_host_source();
 
 /// One buffer that the caller owns and keeps alive longer than the pool. The buffer must be aligned to the granule;
 /// blocks are aligned within it as far as its own alignment goes.

@@ -23,6 +23,8 @@ constexpr std::size_t most_capacity = SIZE_MAX;
 
 class host_source final : public memory_source {
  public:
+  explicit host_source(bool guarded) noexcept : protected_(guarded) {}
+
   [[nodiscard]] std::size_t granularity() const noexcept override { return page_; }
   [[nodiscard]] std::size_t preferred_chunk() const noexcept override { return page_ > 65536 ? page_ : 65536; }
   [[nodiscard]] std::size_t capacity() const noexcept override {
@@ -61,20 +63,21 @@ class host_source final : public memory_source {
   /// and opened by commit(); elsewhere the first touch commits, and commit() costs nothing.
   [[nodiscard]] void* map(std::size_t bytes) noexcept {
     constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    void* address = protected_ ? MAP_FAILED : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (address == MAP_FAILED) {
       address = mmap(nullptr, bytes, PROT_NONE, flags, -1, 0);
-      protected_ = address != MAP_FAILED;
+      protected_ = protected_ || address != MAP_FAILED;
     }
     return address == MAP_FAILED ? nullptr : address;
   }
 
   std::size_t page_ = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  bool protected_ = false;
+  bool protected_;  ///< what is not committed cannot be touched
 };
 
 }  // namespace
 
-std::unique_ptr<memory_source> make_host_source() { return std::make_unique<host_source>(); }
+std::unique_ptr<memory_source> make_host_source() { return std::make_unique<host_source>(false); }
+std::unique_ptr<memory_source> make_guarded_host_source() { return std::make_unique<host_source>(true); }
 
 }  // namespace orderly

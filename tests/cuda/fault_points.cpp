@@ -23,6 +23,7 @@
 #include "orderly/cuda/torch.h"
 #include "orderly/cuda_kernel.hpp"
 #include "orderly/orderly_cuda.h"
+#include "orderly/pool.hpp"
 #include "orderly/stream_pool.hpp"
 #include "support/process.hpp"
 #ifdef ORDERLY_SOFTWARE_CUDA
@@ -273,6 +274,40 @@ void use_sources(scene& in) {
   in.did([on = device()] { return make_cuda_device_source(on) != nullptr; });
 }
 
+/// Memory that comes and goes: in units, in larger pieces, and in part.
+void use_virtual_memory(scene& in) {
+  constexpr std::size_t unit = std::size_t{2} << 20;
+  const int on = device();
+  std::unique_ptr<memory_source> source;
+  if (!in.did([&] { return (source = make_cuda_virtual_source(on, {.bytes = 40 * unit})) != nullptr; })) return;
+  std::optional<pool> made;
+  options settings;
+  settings.on_bad_free = on_bad_free::count;
+  if (!in.attempt([&] { made.emplace(std::move(source), settings); })) return;
+  pool& tested = *made;
+  std::vector<void*> blocks;
+  for (int round = 0; round < 2; ++round) {
+    for (const std::size_t bytes : {unit / 2, 3 * unit, 24 * unit, 18 * unit}) {
+      void* block = nullptr;
+      if (!in.did([&] { return (block = tested.try_allocate(bytes)) != nullptr; })) continue;
+      blocks.push_back(block);
+      if (bytes < 10 * unit) continue;
+      CHECK(tested.try_deallocate(blocks.back()) == error::none);  // so the next one shrinks its slot, or moves
+      blocks.pop_back();
+    }
+    for (void* const block : blocks) CHECK(tested.try_deallocate(block) == error::none);
+    blocks.clear();
+    tested.trim();
+  }
+  if (!in.is_over()) return;
+  tested.trim();
+  CHECK(tested.stats().allocated == 0);
+  CHECK(tested.stats().committed == 0);
+  void* const whole = tested.try_allocate(40 * unit);  // all that there is
+  CHECK(whole != nullptr);
+  CHECK(tested.try_deallocate(whole) == error::none);
+}
+
 /// Leases and rings, on their ways home.
 void use_kernels(scene& in) {
   const own_stream first;
@@ -424,7 +459,8 @@ std::string run_with(const fault& planned, const work& body) {
   }
   cudaStreamCaptureMode global = cudaStreamCaptureModeGlobal;
   CHECK(cudaThreadExchangeStreamCaptureMode(&global) == cudaSuccess);
-  for (const cuda_thing kind : {cuda_thing::block, cuda_thing::event, cuda_thing::graph_object, cuda_thing::stream}) {
+  for (const cuda_thing kind : {cuda_thing::block, cuda_thing::event, cuda_thing::graph_object, cuda_thing::mapping,
+                                cuda_thing::piece, cuda_thing::range, cuda_thing::stream}) {
     if (keeps_things) continue;
     CAPTURE(to_string(kind));
     CHECK(things_left(kind) == 0);
@@ -491,6 +527,8 @@ TEST_CASE("pools of each kind of memory, in each mode") {
     }
   }
 }
+
+TEST_CASE("virtual memory") { each_point("virtual memory", use_virtual_memory); }
 
 TEST_CASE("leases and rings") { each_point("leases and rings", use_kernels); }
 

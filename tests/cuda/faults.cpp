@@ -12,7 +12,7 @@ fault plan;
 std::uint64_t count = 0;
 std::uint64_t calls_before = 0;
 const char* failed = nullptr;
-std::array<std::atomic<std::size_t>, 4> things{};
+std::array<std::atomic<std::size_t>, 7> things{};
 
 std::atomic<std::size_t>& of(cuda_thing kind) { return things[static_cast<std::size_t>(kind)]; }
 
@@ -49,6 +49,9 @@ const char* to_string(cuda_thing kind) noexcept {
     case cuda_thing::block: return "blocks";
     case cuda_thing::event: return "events";
     case cuda_thing::graph_object: return "objects of graphs";
+    case cuda_thing::mapping: return "mappings";
+    case cuda_thing::piece: return "pieces of physical memory";
+    case cuda_thing::range: return "ranges of addresses";
     case cuda_thing::stream: return "streams";
   }
   return "";

@@ -31,7 +31,8 @@ void set_fault(const fault& planned) noexcept;
 /// The same: what this call is to return. cudaSuccess: what it returns without a fault.
 [[nodiscard]] cudaError_t fault_of(const char* function) noexcept;
 
-enum class cuda_thing { block, event, graph_object, stream };
+/// range, piece, mapping: of addresses, of physical memory, of the one in the other.
+enum class cuda_thing { block, event, graph_object, mapping, piece, range, stream };
 void count_made(cuda_thing kind) noexcept;
 void count_gone(cuda_thing kind) noexcept;
 /// Made and not gone yet.

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include <dlfcn.h>
@@ -64,6 +65,9 @@ cudaError_t gone(cuda_thing kind, cudaError_t result) {
   return result;
 }
 
+/// When a function of the driver has its effect even where it fails.
+enum class effect { never, when_lost, always };
+
 /// A function of the driver, and the one that stands before it.
 template <class Signature>
 struct driver_door;
@@ -73,31 +77,52 @@ struct driver_door<CUresult(Arguments...)> {
   static inline CUresult (*real)(Arguments...) = nullptr;
   template <int Number>
   static inline const char* name = nullptr;
-  template <int Number>
+  template <int Number, effect On>
   static CUresult call(Arguments... given) {
     const cudaError_t failure = fault_of(name<Number>);
-    return failure != cudaSuccess ? static_cast<CUresult>(failure) : real<Number>(given...);
+    if (failure == cudaSuccess) return real<Number>(given...);
+    if (On == effect::always || (On == effect::when_lost && fault_lasts())) static_cast<void>(real<Number>(given...));
+    return static_cast<CUresult>(failure);
   }
 };
 
-template <class Signature, int Number>
+template <class Signature, int Number, effect On = effect::never>
 void* stand_before(const char* name, void* real) {
   using door = driver_door<Signature>;
   door::template real<Number> = reinterpret_cast<Signature*>(real);
   door::template name<Number> = name;
-  return reinterpret_cast<void*>(&door::template call<Number>);
+  return reinterpret_cast<void*>(&door::template call<Number, On>);
 }
 
 void stand_before_driver(const char* name, void** address) {
-  if (std::strcmp(name, "cuEventQuery") == 0)
+  const auto is = [name](const char* known) { return std::strcmp(name, known) == 0; };
+  using range_function = CUresult(CUdeviceptr, std::size_t);
+  if (is("cuEventQuery"))
     *address = stand_before<CUresult(CUevent), 0>("cuEventQuery", *address);
-  else if (std::strcmp(name, "cuEventSynchronize") == 0)
+  else if (is("cuEventSynchronize"))
     *address = stand_before<CUresult(CUevent), 1>("cuEventSynchronize", *address);
-  else if (std::strcmp(name, "cuThreadExchangeStreamCaptureMode") == 0)
+  else if (is("cuThreadExchangeStreamCaptureMode"))
     *address = stand_before<CUresult(CUstreamCaptureMode*), 0>("cuThreadExchangeStreamCaptureMode", *address);
-  else if (std::strcmp(name, "cuMemGetAddressRange") == 0)
+  else if (is("cuMemGetAddressRange"))
     *address =
         stand_before<CUresult(CUdeviceptr*, std::size_t*, CUdeviceptr), 0>("cuMemGetAddressRange", *address);
+  else if (is("cuMemGetAllocationGranularity"))
+    *address = stand_before<std::remove_pointer_t<decltype(&cuMemGetAllocationGranularity)>, 0>(
+        "cuMemGetAllocationGranularity", *address);
+  else if (is("cuMemAddressReserve"))
+    *address = stand_before<std::remove_pointer_t<decltype(&cuMemAddressReserve)>, 0>("cuMemAddressReserve", *address);
+  else if (is("cuMemCreate"))
+    *address = stand_before<std::remove_pointer_t<decltype(&cuMemCreate)>, 0>("cuMemCreate", *address);
+  else if (is("cuMemMap"))
+    *address = stand_before<std::remove_pointer_t<decltype(&cuMemMap)>, 0>("cuMemMap", *address);
+  else if (is("cuMemSetAccess"))
+    *address = stand_before<std::remove_pointer_t<decltype(&cuMemSetAccess)>, 0>("cuMemSetAccess", *address);
+  else if (is("cuMemRelease"))
+    *address = stand_before<CUresult(CUmemGenericAllocationHandle), 0, effect::always>("cuMemRelease", *address);
+  else if (is("cuMemAddressFree"))
+    *address = stand_before<range_function, 0, effect::always>("cuMemAddressFree", *address);
+  else if (is("cuMemUnmap"))
+    *address = stand_before<range_function, 1, effect::when_lost>("cuMemUnmap", *address);
 }
 
 struct counted_object {
@@ -163,6 +188,10 @@ cudaError_t cudaFreeHost(void* address) {
   return gone(cuda_thing::block, ORDERLY_PERFORM_ALWAYS(cudaFreeHost, address));
 }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) { return ORDERLY_PERFORM(cudaMemGetInfo, free, total); }
+
+cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
+  return ORDERLY_PERFORM(cudaDeviceCanAccessPeer, can, device, peer);
+}
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   return made(cuda_thing::event, ORDERLY_PERFORM(cudaEventCreateWithFlags, event, flags));

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "faults.hpp"
+#include "software_memory.hpp"
 
 namespace orderly::test {
 
@@ -151,6 +152,12 @@ class machine {
     return CUDA_SUCCESS;
   }
 
+  [[nodiscard]] software_memory& memory() { return memory_; }
+  CUresult create_piece(CUmemGenericAllocationHandle* handle, std::size_t bytes, int device) {
+    const std::lock_guard hold(mutex_);
+    return memory_.create(handle, bytes, device, free_on(device));
+  }
+
   cudaEvent_t make_event() {
     const std::lock_guard hold(mutex_);
     auto* const made = new CUevent_st;
@@ -167,6 +174,7 @@ class machine {
     return true;
   }
   int device_of_thing(void* thing) {
+    if (const int device = memory_.device_at(thing); device >= 0) return device;
     const std::lock_guard hold(mutex_);
     auto block = blocks_.upper_bound(thing);
     if (block != blocks_.begin() && thing < static_cast<std::byte*>((--block)->first) + block->second)
@@ -212,13 +220,14 @@ class machine {
   };
 
   /// Pre: the mutex is held.
-  [[nodiscard]] std::size_t free_on(int device) const {
-    std::size_t used = 0;
+  [[nodiscard]] std::size_t free_on(int device) {
+    std::size_t used = memory_.physical(device);
     for (const auto& [address, bytes] : blocks_) used += device_of_.at(address) == device ? bytes : 0;
     return stand_in.memory > used ? stand_in.memory - used : 0;
   }
 
   orderly::software_device device_;
+  software_memory memory_;
   std::mutex mutex_;
   std::map<cudaStream_t, std::shared_ptr<orderly::software_stream>> streams_;
   std::map<std::pair<int, bool>, std::shared_ptr<orderly::software_stream>> defaults_;
@@ -310,12 +319,69 @@ CUresult address_range(CUdeviceptr* base, std::size_t* bytes, CUdeviceptr of) {
   return perform_by_driver("cuMemGetAddressRange", [&] { return machine::get().find_block(base, bytes, of); });
 }
 
+// Virtual memory. What a fault keeps from being unmapped stays mapped, for its caller to try again, unless the device is lost.
+
+template <class Call>
+CUresult perform_unsafe(const char* function, const Call& call) {
+  machine::get().unsafe();
+  return perform_by_driver(function, call);
+}
+template <class Call>
+CUresult perform_unsafe_always(const char* function, const Call& call) {
+  machine::get().unsafe();
+  const cudaError_t failure = machine::get().enter(function);
+  const CUresult result = call();
+  return failure != cudaSuccess ? static_cast<CUresult>(failure) : result;
+}
+CUresult ask_granularity(std::size_t* bytes, const CUmemAllocationProp* kind, CUmemAllocationGranularity_flags) {
+  return perform_by_driver("cuMemGetAllocationGranularity", [&] {
+    *bytes = software_memory::granularity;
+    return kind->location.id < stand_in.devices ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+  });
+}
+CUresult reserve_range(CUdeviceptr* range, std::size_t bytes, std::size_t aligned_to, CUdeviceptr, unsigned long long) {
+  return perform_unsafe("cuMemAddressReserve", [&] { return machine::get().memory().reserve(range, bytes, aligned_to); });
+}
+CUresult free_range(CUdeviceptr range, std::size_t bytes) {
+  return perform_unsafe_always("cuMemAddressFree", [&] { return machine::get().memory().free(range, bytes); });
+}
+CUresult create_piece(CUmemGenericAllocationHandle* handle, std::size_t bytes, const CUmemAllocationProp* kind,
+                      unsigned long long) {
+  return perform_unsafe("cuMemCreate", [&] {
+    if (kind->type != CU_MEM_ALLOCATION_TYPE_PINNED) return CUDA_ERROR_INVALID_VALUE;
+    if ((kind->requestedHandleTypes & ~stand_in.handle_types) != 0) return CUDA_ERROR_NOT_SUPPORTED;
+    return machine::get().create_piece(handle, bytes, kind->location.id);
+  });
+}
+CUresult release_piece(CUmemGenericAllocationHandle handle) {
+  return perform_unsafe_always("cuMemRelease", [&] { return machine::get().memory().release(handle); });
+}
+CUresult map_piece(CUdeviceptr at, std::size_t bytes, std::size_t offset, CUmemGenericAllocationHandle handle,
+                   unsigned long long) {
+  return perform_unsafe("cuMemMap", [&] { return machine::get().memory().map(at, bytes, offset, handle); });
+}
+CUresult set_access(CUdeviceptr at, std::size_t bytes, const CUmemAccessDesc* access, std::size_t count) {
+  return perform_unsafe("cuMemSetAccess", [&] { return machine::get().memory().set_access(at, bytes, access, count); });
+}
+CUresult unmap(CUdeviceptr at, std::size_t bytes) {
+  const auto call = [&] { return machine::get().memory().unmap(at, bytes); };
+  return fault_lasts() ? perform_unsafe_always("cuMemUnmap", call) : perform_unsafe("cuMemUnmap", call);
+}
+
 cudaError_t find_function(const std::string& name, void** address, cudaDriverEntryPointQueryResult* outcome) {
   static const std::map<std::string, void*> known = {
       {"cuEventQuery", reinterpret_cast<void*>(&query_by_driver)},
       {"cuEventSynchronize", reinterpret_cast<void*>(&synchronize_by_driver)},
       {"cuThreadExchangeStreamCaptureMode", reinterpret_cast<void*>(&exchange_by_driver)},
       {"cuMemGetAddressRange", reinterpret_cast<void*>(&address_range)},
+      {"cuMemGetAllocationGranularity", reinterpret_cast<void*>(&ask_granularity)},
+      {"cuMemAddressReserve", reinterpret_cast<void*>(&reserve_range)},
+      {"cuMemAddressFree", reinterpret_cast<void*>(&free_range)},
+      {"cuMemCreate", reinterpret_cast<void*>(&create_piece)},
+      {"cuMemRelease", reinterpret_cast<void*>(&release_piece)},
+      {"cuMemMap", reinterpret_cast<void*>(&map_piece)},
+      {"cuMemSetAccess", reinterpret_cast<void*>(&set_access)},
+      {"cuMemUnmap", reinterpret_cast<void*>(&unmap)},
   };
   return perform("cudaGetDriverEntryPoint", [&] {
     const auto found = known.find(name);
@@ -413,6 +479,13 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
   return perform("cudaMemGetInfo", [&] {
     *free = machine::get().free_memory_of(current_device);
     *total = 2 * stand_in.memory;
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
+  return perform("cudaDeviceCanAccessPeer", [&] {
+    *can = stand_in.peers && device != peer;
     return cudaSuccess;
   });
 }

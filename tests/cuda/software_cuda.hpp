@@ -24,6 +24,8 @@ struct software_cuda {
   int devices = 2;
   std::size_t memory = std::size_t{256} << 20;  ///< that each device has free as long as none is allocated
   bool driver_functions = true;
+  bool peers = true;                             ///< devices reach each other
+  int handle_types = 0x1;                        ///< in which memory can be shared: file descriptors
   std::map<std::string, cudaError_t> failures;  ///< what calls of these functions return
 
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;  ///< of every stream, if not none
