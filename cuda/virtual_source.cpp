@@ -1,3 +1,5 @@
+#include "orderly/cuda.hpp"
+
 #include <cuda.h>
 
 #include <algorithm>
@@ -8,7 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "orderly/cuda.hpp"
 #include "runtime.hpp"
 
 namespace orderly {

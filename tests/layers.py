@@ -75,6 +75,7 @@ PARTS = {
     'cuda/sources.cpp': 'orderly/cuda.hpp',
     'cuda/stream_driver.cpp': 'orderly/cuda.hpp',
     'cuda/torch.cpp': 'orderly/cuda/torch.h',
+    'cuda/virtual_source.cpp': 'orderly/cuda.hpp',
 }
 
 # Headers of lib/ that cuda/ sees: the door to atomics, and what is behind the handles of the C interface.
