@@ -3,8 +3,11 @@
 #include "pool_state.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <bitset>
 #include <chrono>
+#include <new>
+#include <vector>
 
 #include "uncancelled.hpp"
 
@@ -65,6 +68,12 @@ std::size_t pool::state::commitment(const request& wanted) const noexcept {
   return (length + shape().chunk_bytes() - 1) & ~(shape().chunk_bytes() - 1);
 }
 
+/// As far as the options allow.
+void pool::state::set_soft_limit(std::size_t bytes) noexcept {
+  const std::size_t most = settings_.soft_limit == 0 ? bytes : std::min(bytes, settings_.soft_limit);
+  store_.memory().set_soft_limit(std::max(most, kept_committed_));
+}
+
 /// The soft limit would be exceeded by `bytes`: sets it anew from what is live now, and if that does not do, releases idle
 /// memory: first what is free, then what depots hold, then what fronts hold.
 void pool::state::relieve(std::size_t bytes) noexcept {
@@ -77,7 +86,7 @@ void pool::state::relieve(std::size_t bytes) noexcept {
   const auto slack = std::max(static_cast<std::size_t>(static_cast<double>(peak) * settings_.slack), least);
   // Streams give memory back late, and the limit gives way to that. So here it comes back again.
   const bool in_streams = lanes_ != nullptr;
-  memory.set_soft_limit(in_streams && credit_ > 0 ? peak + slack : std::max(memory.soft_limit(), peak + slack));
+  set_soft_limit(in_streams && credit_ > 0 ? peak + slack : std::max(memory.soft_limit(), peak + slack));
   const auto excess = [&] {
     const std::size_t wanted = memory.committed() + bytes;
     return wanted > memory.soft_limit() ? wanted - memory.soft_limit() : 0;
@@ -89,7 +98,11 @@ void pool::state::relieve(std::size_t bytes) noexcept {
   if (credit_ > 0) {
     passes_.fetch_add(1, seq_cst);  // as in collect()
     settle_all(false);
-    const auto release_some = [&] { trim_settled(std::max(excess(), memory.committed() / part_released)); };
+    const auto release_some = [&] {
+      const std::size_t committed = memory.committed();
+      const std::size_t spare = committed > kept_committed_ ? committed - kept_committed_ : 0;
+      trim_settled(std::min(std::max(excess(), committed / part_released), spare));
+    };
     std::size_t blocks = 0;
     const auto release_with = [&](haul reclaimed) {
       blocks += reclaimed.blocks;
@@ -107,9 +120,9 @@ void pool::state::relieve(std::size_t bytes) noexcept {
   }
   if (in_streams) {  // what is free behind events serves where it lies, and no more is committed than is missing
     settle_all(true);
-    return memory.set_soft_limit(memory.soft_limit() + excess());
+    return set_soft_limit(memory.soft_limit() + excess());
   }
-  memory.set_soft_limit(memory.soft_limit() + excess() + memory.committed() / part_given_way);
+  set_soft_limit(memory.soft_limit() + excess() + memory.committed() / part_given_way);
 }
 
 /// Takes the mutex for a request that would be refused. False: its holder has not moved for seconds, nor waited for the
@@ -378,8 +391,37 @@ std::size_t pool::state::trim(std::size_t keep_bytes) noexcept {
   passes_.fetch_add(1, seq_cst);  // as in collect()
   reclaim_caches(patience::long_one);
   settle_all(false);
+  kept_committed_ = std::min(kept_committed_, std::max(keep_bytes, settings_.release_threshold));  // ends reserve()
+  set_soft_limit(store_.memory().soft_limit());
   const std::size_t committed = store_.memory().committed();
   return committed > keep_bytes ? trim_settled(committed - keep_bytes) : 0;
+}
+
+/// Takes what is free, the largest first, and what is not committed with it, until enough is; then gives it back.
+std::size_t pool::state::reserve(std::size_t bytes) noexcept {
+  const std::lock_guard lock(pass_mutex_);
+  passes_.fetch_add(1, seq_cst);  // as in collect()
+  arena& memory = store_.memory();
+  const std::size_t wanted = std::min<std::size_t>(bytes, shape().limit);
+  std::vector<node> taken;
+  try {
+    while (memory.committed() < wanted) {
+      const std::uint64_t chunks = (wanted - memory.committed() + shape().chunk_bytes() - 1) / shape().chunk_bytes();
+      const auto log2 = static_cast<unsigned>(std::bit_width(chunks) - 1);
+      const unsigned order = std::min(shape().chunk_order + log2, shape().root_order);
+      taken.reserve(taken.size() + 1);
+      refusal why = refusal::none;
+      const block_shape part{static_cast<std::uint8_t>(order), whole};
+      const auto n = store_.take_one(part, std::uint64_t{1} << order, ceiling::hard, why);
+      if (!n) break;
+      taken.push_back(*n);
+    }
+  } catch (const std::bad_alloc&) {  // what is taken by now is committed
+  }
+  for (const node n : taken) store_.give(n, whole);
+  kept_committed_ = std::max(kept_committed_, std::min<std::size_t>(wanted, memory.committed()));
+  set_soft_limit(memory.soft_limit());
+  return memory.committed();
 }
 
 std::size_t pool::state::defragment() noexcept {

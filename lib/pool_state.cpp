@@ -44,6 +44,12 @@ constexpr std::uint64_t most_addresses = std::uint64_t{1} << 46;
   if (o.capacity == 0) capacity = std::min<std::size_t>(capacity, most_addresses);
   if (capacity > most_addresses) invalid("capacity " + std::to_string(capacity) + " is above 64 TiB");
   if (!(o.slack >= 0 && o.slack <= 16)) invalid("slack is not a fraction from 0 to 16");
+  const std::size_t most = o.limit == 0 ? capacity : std::min(capacity, o.limit);
+  if (o.release_threshold > most)
+    invalid("release_threshold " + std::to_string(o.release_threshold) + " is above the limit, " + std::to_string(most));
+  if (o.soft_limit != 0 && o.soft_limit < o.release_threshold)
+    invalid("soft_limit " + std::to_string(o.soft_limit) + " is below release_threshold, " +
+            std::to_string(o.release_threshold));
   if (!source->is_virtual()) {
     if (o.limit != 0) capacity = std::min(capacity, o.limit);
     if (capacity < granule) invalid("capacity " + std::to_string(capacity) + " is below the granule");
@@ -102,6 +108,7 @@ pool::state::state(std::unique_ptr<memory_source> source, const options& setting
   tree_bytes_ = shape().bytes(shape().tree_granules);
   max_alignment_ = shape().flat ? std::size_t{1} << std::countr_zero(reinterpret_cast<std::uintptr_t>(base_))
                                 : shape().chunk_bytes();
+  kept_committed_ = settings_.release_threshold;
   if (!shape().flat) store_.memory().set_soft_limit(0);  // the first commit sets it, from what is live then
   enroll();
 }

@@ -115,6 +115,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] bool owns(const void* pointer) const noexcept;
   [[nodiscard]] std::size_t rounded(std::size_t bytes) const noexcept;
   std::size_t trim(std::size_t keep_bytes) noexcept;
+  std::size_t reserve(std::size_t bytes) noexcept;
   std::size_t defragment() noexcept;
   [[nodiscard]] statistics stats() const noexcept;
   void visit(void (*report)(void*, const block_info&), void* context) const;
@@ -284,6 +285,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] std::int64_t requested_now() const noexcept;
 
   void relieve(std::size_t bytes) noexcept;
+  void set_soft_limit(std::size_t bytes) noexcept;  ///< Pre: pass
   [[nodiscard]] void* press(const request& wanted, detail::front* mine) noexcept;
   [[nodiscard]] bool reach_pass(std::unique_lock<detail::pass_mutex>& lock) noexcept;
   [[nodiscard]] void* allocate_or_trim(const request& wanted, detail::front* mine, detail::refusal& why) noexcept;
@@ -347,7 +349,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   /// Beats of the pass mutex at which its holder was found to have stopped; see reach_pass().
   detail::atomic<std::uint64_t> stopped_at_{~std::uint64_t{0}};
   std::uint64_t passed_on_ = 0;           ///< blocks that went on to another stream's lane; guarded by pass_mutex_
-  std::uint64_t credited_operations_ = 0;  ///< guarded by pass_mutex_, like the next
+  std::size_t kept_committed_ = 0;         ///< given back by trim() alone; guarded by pass_mutex_, like the next
+  std::uint64_t credited_operations_ = 0;
   /// Of relieve(); may be overdrawn. A new pool has all the savings that it may have.
   std::int64_t credit_ = std::numeric_limits<std::int64_t>::max() / 2;
   struct {

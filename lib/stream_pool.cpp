@@ -318,6 +318,9 @@ bool stream_pool::synchronize() noexcept { return state_ != nullptr && state_->c
 std::size_t stream_pool::trim(std::size_t keep_bytes) noexcept {
   return state_ == nullptr ? 0 : state_->core_.trim(keep_bytes);
 }
+std::size_t stream_pool::reserve(std::size_t bytes) noexcept {
+  return state_ == nullptr ? 0 : state_->core_.reserve(bytes);
+}
 std::size_t stream_pool::defragment() noexcept { return state_ == nullptr ? 0 : state_->core_.defragment(); }
 std::size_t stream_pool::granule() const noexcept {
   return state_ == nullptr ? 0 : state_->core_.shape().granule_bytes();

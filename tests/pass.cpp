@@ -222,6 +222,107 @@ TEST_CASE("how much may lie idle is the user's to say") {
   }
 }
 
+TEST_CASE("what is reserved is committed at once, serves without the source, and is kept until trim") {
+  const auto log = std::make_shared<source_log>();
+  pool tested(make_failing_source(log), options{.capacity = 256 * mib, .limit = 128 * mib, .slack = 0});
+  CHECK(tested.reserve(0) == 0);
+  CHECK(tested.reserve(40 * mib + 1) == 40 * mib + chunk);
+  CHECK(tested.stats().committed == 40 * mib + chunk);
+  CHECK(log->committed() == 40 * mib + chunk);
+  CHECK(tested.reserve(mib) == 40 * mib + chunk);
+  const std::size_t calls = log->seen(source_log::call::commit);
+  for (int round = 0; round < 3; ++round) {
+    for (const std::size_t bytes : {mib, chunk, 256 * kib}) {
+      std::vector<void*> blocks;
+      for (std::size_t sum = 0; sum + bytes <= 32 * mib; sum += bytes) blocks.push_back(tested.allocate(bytes));
+      free_all(tested, blocks, bytes);
+    }
+  }
+  CHECK(log->seen(source_log::call::commit) == calls);
+  CHECK(log->seen(source_log::call::decommit) == 0);
+  // Beyond a root memory has to move; what is kept bounds what is given back for it.
+  for (int round = 0; round < 3; ++round) {
+    void* const large = tested.allocate(60 * mib);
+    tested.deallocate(large);
+    std::vector<void*> blocks = take_all(tested, 200 * kib);
+    CHECK(blocks.size() >= 500);
+    free_all(tested, blocks, 200 * kib);
+    CHECK(tested.stats().committed >= 40 * mib + chunk);
+  }
+  CHECK(tested.reserve(SIZE_MAX) == 128 * mib);
+  tested.trim(10 * mib);
+  CHECK(tested.stats().committed <= 10 * mib);
+  CHECK(log->committed() == tested.stats().committed);
+  void* const block = tested.allocate(mib);
+  CHECK(tested.reserve(20 * mib) >= 20 * mib);
+  tested.deallocate(block);
+  check_idle(tested);
+}
+
+TEST_CASE("what is reserved stays above the soft limit, until trim") {
+  pool tested(options{.capacity = 1024 * mib, .soft_limit = 50 * mib});
+  const auto idle_after_growth = [&] {
+    void* const large = tested.allocate(5 * mib);  // has addresses of its own, so memory would move there
+    tested.deallocate(large);
+    return tested.stats().committed;
+  };
+  CHECK(tested.reserve(100 * mib) == 100 * mib);
+  CHECK(idle_after_growth() >= 100 * mib);
+  tested.trim();
+  std::vector<void*> blocks;
+  for (int block = 0; block < 90; ++block) blocks.push_back(tested.allocate(mib));
+  free_all(tested, blocks, mib);
+  CHECK(idle_after_growth() <= 55 * mib);
+}
+
+TEST_CASE("up to the release threshold a pool grows without a pass") {
+  pool tested(options{.capacity = 1024 * mib, .release_threshold = 300 * mib, .slack = 0});
+  for (const std::size_t bytes : {chunk, 40 * mib, mib, 5 * mib}) {
+    std::vector<void*> blocks;
+    for (std::size_t sum = 0; sum + bytes <= 60 * mib; sum += bytes) blocks.push_back(tested.allocate(bytes));
+    free_all(tested, blocks, bytes);
+  }
+  CHECK(tested.stats().passes == 0);
+  CHECK(tested.stats().committed > 100 * mib);
+}
+
+TEST_CASE("a reserve that the source refuses keeps what it got, and the pool goes on") {
+  const auto log = std::make_shared<source_log>();
+  pool tested(make_failing_source(log), options{.capacity = 64 * mib});
+  log->refuse(source_log::call::commit, 5, 5);
+  const std::size_t got = tested.reserve(30 * mib);
+  CHECK(got == 4 * mib);
+  CHECK(log->committed() == got);
+  log->refuse_none();
+  CHECK(tested.reserve(30 * mib) == 30 * mib);
+  check_idle(tested);
+}
+
+TEST_CASE("below the release threshold the pool gives nothing back by itself; above the soft limit nothing lies idle") {
+  const auto held_after = [](const options& settings) {
+    pool tested(settings);
+    const auto phase = [&](std::size_t bytes, std::size_t sum) {
+      std::vector<void*> blocks;
+      for (std::size_t had = 0; had + bytes <= sum; had += bytes) blocks.push_back(tested.allocate(bytes));
+      free_all(tested, blocks, bytes);
+    };
+    phase(chunk, 200 * mib);
+    // Large blocks have addresses of their own, so what the small ones left is idle.
+    for (int round = 0; round < 4; ++round) phase(40 * mib, 120 * mib);
+    return tested.stats().peak_committed;
+  };
+  const std::size_t plain = held_after(options{.capacity = 1024 * mib, .slack = 0});
+  CHECK(plain <= 240 * mib);
+  CHECK(held_after(options{.capacity = 1024 * mib, .release_threshold = 300 * mib, .slack = 0}) >= 300 * mib);
+  CHECK(held_after(options{.capacity = 1024 * mib, .slack = 16}) >= 300 * mib);
+  CHECK(held_after(options{.capacity = 1024 * mib, .soft_limit = 210 * mib, .slack = 16}) <= 210 * mib);
+  CHECK_THROWS_WITH_AS(pool(options{.capacity = mib, .release_threshold = mib + 1}),
+                       "orderly::pool: release_threshold 1048577 is above the limit, 1048576", std::invalid_argument);
+  CHECK_THROWS_AS(pool(options{.capacity = 4 * mib, .limit = mib, .release_threshold = 2 * mib}), std::invalid_argument);
+  CHECK_THROWS_WITH_AS(pool(options{.capacity = 4 * mib, .release_threshold = 2 * mib, .soft_limit = mib}),
+                       "orderly::pool: soft_limit 1048576 is below release_threshold, 2097152", std::invalid_argument);
+}
+
 TEST_CASE("where sizes change all the time, passes are paid for by operations, and memory gives way") {
   pool tested(options{.capacity = 256 * mib, .slack = 0});
   const std::size_t operations = alternate(tested, 2000);

@@ -97,6 +97,11 @@ class ORDERLY_API pool {
   /// be released. Returns the bytes decommitted.
   std::size_t trim(std::size_t keep_bytes = 0) noexcept;
 
+  /// Commits memory until at least `bytes` are committed, or the limit is reached, or the source refuses, so that later
+  /// allocations need not; and keeps it: until trim(), the pool gives back by itself only what exceeds that. Returns the
+  /// bytes committed. A pass under the mutex; other threads go on, but for those that would be refused.
+  std::size_t reserve(std::size_t bytes) noexcept;
+
   /// A coalescing pass: reclaims what caches hold and merges every pair of free buddies. Returns the bytes that came
   /// back from caches.
   std::size_t defragment() noexcept;

@@ -167,6 +167,9 @@ class ORDERLY_API stream_pool {
 
   /// As pool::trim; only memory that no stream may still use.
   std::size_t trim(std::size_t keep_bytes = 0) noexcept;
+
+  /// As pool::reserve.
+  std::size_t reserve(std::size_t bytes) noexcept;
   /// As pool::defragment; blocks that a stream may still use do not merge.
   std::size_t defragment() noexcept;
 
