@@ -67,6 +67,13 @@ std::optional<node> block_store::take_one(block_shape block, std::uint64_t granu
   return slots_.take(block.order, chunks, up_to, why);
 }
 
+std::optional<node> block_store::take_out_of(node free, block_shape shape) noexcept {
+  if (!tree_.claim(free)) return std::nullopt;
+  std::uint32_t index = 0;
+  take_from(free, shape, {&index, 1});
+  return node{index, shape.order};
+}
+
 void block_store::give(node n, unsigned sixteenths) noexcept {
   if (shape().in_tree(n.order))
     tree_.give(n, sixteenths);

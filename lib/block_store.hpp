@@ -36,6 +36,9 @@ class block_store {
   [[nodiscard]] std::optional<node> take_one(block_shape shape, std::uint64_t granules, ceiling up_to,
                                              refusal& why) noexcept;
 
+  /// Takes a block out of a node of the tree that is below a chunk, if it is free. Left owned.
+  [[nodiscard]] std::optional<node> take_out_of(node free, block_shape shape) noexcept;
+
   /// Gives an owned block back.
   void give(node n, unsigned sixteenths) noexcept;
 

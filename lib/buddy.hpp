@@ -59,6 +59,9 @@ class buddy {
   /// The same, for a node of exactly `order` that is listed with that backing. For trimming.
   [[nodiscard]] std::optional<node> claim(unsigned order, backing kind) noexcept;
 
+  /// Owns this node if it is free. Its list keeps a hint out of date.
+  [[nodiscard]] bool claim(node n) noexcept { return claim_word(n); }
+
   /// Owns a descendant of an owned node; the rest is given away. Keeps the half that has more committed chunks.
   [[nodiscard]] node split(node n, unsigned order) noexcept;
 

@@ -27,6 +27,7 @@ const char* to_string(error code) noexcept {
     case error::wrong_pool: return "the pointer belongs to another pool";
     case error::pool_gone: return "the pool is gone: destroyed, or moved from";
     case error::stale_handle: return "stale handle: it is not the block's, or no longer";
+    case error::pinned: return "the block is pinned";
   }
   return "unknown error code";
 }
@@ -55,6 +56,7 @@ namespace {
     case error::wrong_pool: return "free it in the pool that it came from";
     case error::pool_gone: return "free blocks before their pool is destroyed";
     case error::stale_handle: return "look for a second owner of the handle";
+    case error::pinned: return "unpin it first";
     default: return "see the documentation";
   }
 }

@@ -30,6 +30,7 @@
 #include "orderly/pool.hpp"
 #include "pass_mutex.hpp"
 #include "registry.hpp"
+#include "relocation.hpp"
 #include "thread_fronts.hpp"
 
 namespace orderly {
@@ -117,6 +118,16 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   std::size_t trim(std::size_t keep_bytes) noexcept;
   std::size_t reserve(std::size_t bytes) noexcept;
   std::size_t defragment() noexcept;
+
+  // Relocation; see relocation.cpp.
+  /// Runs a pass, and plans what `movable` blocks are to move; they are in the order of their addresses. Throws
+  /// std::bad_alloc.
+  [[nodiscard]] detail::relocation_plan plan_relocation(std::span<void* const> movable);
+  /// A block out of a node that was free when it was planned. Null: somebody else has it by now.
+  [[nodiscard]] void* allocate_in_room(detail::node room, std::size_t bytes) noexcept;
+  /// Chunks that were to be emptied and are free now.
+  [[nodiscard]] std::size_t count_emptied(const detail::relocation_plan& plan) const noexcept;
+
   [[nodiscard]] statistics stats() const noexcept;
   void visit(void (*report)(void*, const block_info&), void* context) const;
   [[nodiscard]] const detail::geometry& shape() const noexcept { return store_.shape(); }

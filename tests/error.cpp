@@ -19,7 +19,7 @@ constexpr error every_error[] = {
     error::none,          error::invalid_argument, error::out_of_memory,      error::source_failed,
     error::stream_failed, error::double_free,      error::interior_pointer,   error::foreign_pointer,
     error::size_mismatch, error::wrong_pool,       error::misaligned_pointer, error::pool_gone,
-    error::stale_handle,
+    error::stale_handle,  error::pinned,
 };
 
 constexpr block_state every_state[] = {block_state::none,   block_state::free, block_state::cached,
@@ -38,6 +38,7 @@ static_assert(static_cast<int>(error::size_mismatch) == ORDERLY_ERROR_SIZE_MISMA
 static_assert(static_cast<int>(error::wrong_pool) == ORDERLY_ERROR_WRONG_POOL);
 static_assert(static_cast<int>(error::pool_gone) == ORDERLY_ERROR_POOL_GONE);
 static_assert(static_cast<int>(error::stale_handle) == ORDERLY_ERROR_STALE_HANDLE);
+static_assert(static_cast<int>(error::pinned) == ORDERLY_ERROR_PINNED);
 
 std::string text_of(const void* pointer) {
   std::ostringstream text;

@@ -29,6 +29,7 @@ enum class error : int {
   wrong_pool = 15,         ///< another pool of this process serves the pointer
   pool_gone = 16,          ///< the pool was destroyed, or moved from
   stale_handle = 17,       ///< the handle is not the block's: it was freed, and the block handed out again
+  pinned = 18,             ///< the block is pinned where it is
 };
 
 /// One sentence about a code, never null, in static storage.

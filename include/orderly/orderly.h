@@ -32,7 +32,8 @@ enum {
   ORDERLY_ERROR_SIZE_MISMATCH = 14,      /* the given size rounds to another class than the block's */
   ORDERLY_ERROR_WRONG_POOL = 15,         /* another pool of this process serves the pointer */
   ORDERLY_ERROR_POOL_GONE = 16,          /* the pool was destroyed */
-  ORDERLY_ERROR_STALE_HANDLE = 17        /* the handle was freed, and the block handed out again */
+  ORDERLY_ERROR_STALE_HANDLE = 17,       /* the handle was freed, and the block handed out again */
+  ORDERLY_ERROR_PINNED = 18              /* the block is pinned where it is; C++ only */
 };
 
 typedef struct orderly_pool orderly_pool;

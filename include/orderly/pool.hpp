@@ -131,6 +131,7 @@ class ORDERLY_API pool {
   static void deallocate_gone(void* pointer, std::size_t bytes) noexcept;
   void visit_blocks(void (*visit)(void*, const block_info&), void* context) const;
 
+  friend class relocatable_blocks;
   friend class stream_pool;
   class ORDERLY_LOCAL state;
   state* state_;
