@@ -25,12 +25,13 @@ namespace {
 ///   R   Only who has it pinned uses the address, and only a step that moved 0 pins to `moving`, or a free that ended the
 ///       generation, changes it. Both are a CAS that expects no pin. A pin's CAS acquires what the last step or allocation
 ///       released; a step's and a free's CAS acquires what the last unpin released, so that all uses come before.
+/// Without a pin, the address is a look, which a step checks behind its CAS: that acquires what add() released.
 /// A handle of an earlier generation finds another number, and each CAS compares it. ABA: a number comes again after 2^32
 /// frees of one record, between a look and a CAS.
 struct record {
   atomic<std::uint64_t> word{0};
   atomic<void*> address{nullptr};
-  atomic<std::size_t> bytes{0};
+  atomic<std::size_t> requested{0};
   std::uint32_t next_free = 0;  ///< guarded by the mutex of the table
 };
 
@@ -40,8 +41,8 @@ constexpr std::uint64_t live = std::uint64_t{1} << 24;
 constexpr std::uint64_t moving = std::uint64_t{1} << 25;
 constexpr unsigned generation_shift = 32;
 
-constexpr std::uint32_t records_per_page = 4096;
-constexpr std::uint32_t most_pages = 16384;
+constexpr std::uint32_t records_per_page = bounds::relocatable_records;
+constexpr std::uint32_t most_pages = bounds::relocatable_pages;
 constexpr std::uint32_t none = ~std::uint32_t{0};
 
 [[nodiscard]] std::uint32_t index_of(relocatable block) noexcept { return static_cast<std::uint32_t>(block) - 1; }
@@ -66,7 +67,7 @@ class relocatable_blocks::state {
   state& operator=(const state&) = delete;
   ~state() {
     each([&](std::uint32_t, record& r, std::uint64_t word) {
-      if ((word & live) != 0) pool_.deallocate_or_report(r.address.load(relaxed), r.bytes.load(relaxed));
+      if ((word & live) != 0) pool_.deallocate_or_report(r.address.load(relaxed), r.requested.load(relaxed));
     });
     for (atomic<record*>& page : pages_) delete[] page.load(relaxed);  // no other thread
   }
@@ -78,7 +79,7 @@ class relocatable_blocks::state {
     record& r = at(index);
     const std::uint64_t generation = r.word.load(relaxed) >> generation_shift;  // this thread's since it was taken out
     r.address.store(block, relaxed);
-    r.bytes.store(bytes, release);  // size()
+    r.requested.store(bytes, release);  // size()
     r.word.store(generation << generation_shift | live, release);  // R
     return static_cast<relocatable>(generation << generation_shift | (index + 1));
   }
@@ -110,7 +111,7 @@ class relocatable_blocks::state {
       const std::uint64_t next = (generation_of(block) + 1) & (~std::uint64_t{0} >> generation_shift);
       // R. The address stays in the record until the next allocation takes it, which is after put_record().
       if (!r->word.compare_exchange_weak(seen, next << generation_shift, acquire, relaxed)) continue;
-      const error code = pool_.deallocate_or_report(r->address.load(relaxed), r->bytes.load(relaxed));
+      const error code = pool_.deallocate_or_report(r->address.load(relaxed), r->requested.load(relaxed));
       put_record(index_of(block));
       return code;
     }
@@ -140,9 +141,9 @@ class relocatable_blocks::state {
 
   [[nodiscard]] std::size_t size(relocatable block) const noexcept {
     const record* const r = find(block);
-    if (r == nullptr || !is_of(r->word.load(acquire), block)) return 0;
+    if (r == nullptr || !is_of(r->word.load(relaxed), block)) return 0;  // the program handed the handle over, and with it this
     // If it is a later block's, that one's add() is seen, and with it the end of this one.
-    const std::size_t bytes = r->bytes.load(acquire);
+    const std::size_t bytes = r->requested.load(acquire);
     return is_of(r->word.load(relaxed), block) ? bytes : 0;
   }
 
@@ -184,9 +185,11 @@ class relocatable_blocks::state {
         ++done_.skipped;
         continue;
       }
-      void* const to = pool_.allocate_in_room(room, size);
+      // The plan's look may have been at a record that was changing hands.
+      const bool is_there = r.address.load(relaxed) == from.address;
+      void* const to = is_there ? pool_.allocate_in_room(room, size) : nullptr;
       if (to == nullptr) {
-        r.word.fetch_and(~moving, release);  // R: pin()
+        r.word.fetch_and(~moving, relaxed);  // nothing has changed; what unpin() released goes on through it
         ++done_.skipped;
         continue;
       }
@@ -258,13 +261,18 @@ class relocatable_blocks::state {
   }
 
   [[nodiscard]] record& at(std::uint32_t index) const noexcept {
-    return pages_[index / records_per_page].load(acquire)[index % records_per_page];  // add_page()
+    // Relaxed: whoever comes with an index has it from the table's mutex, or from begin().
+    record* const page = pages_[index / records_per_page].load(relaxed);
+    reads_plain(page);
+    return page[index % records_per_page];
   }
   [[nodiscard]] record* find(relocatable block) const noexcept {
     const std::uint32_t index = index_of(block);
     if (index / records_per_page >= most_pages) return nullptr;
-    record* const page = pages_[index / records_per_page].load(acquire);  // add_page()
-    return page == nullptr ? nullptr : page + index % records_per_page;
+    record* const page = pages_[index / records_per_page].load(acquire);  // add_page(); the handle may be made up
+    if (page == nullptr) return nullptr;
+    reads_plain(page);
+    return page + index % records_per_page;
   }
 
   /// Pre: the mutex of the table.
@@ -277,6 +285,7 @@ class relocatable_blocks::state {
       page[i].word.store(std::uint64_t{1} << generation_shift, relaxed);
       page[i].next_free = i + 1 < records_per_page ? first + i + 1 : none;
     }
+    writes_plain(page);
     pages_[page_count_++].store(page, release);
     first_free_ = first;
     return true;
@@ -287,8 +296,9 @@ class relocatable_blocks::state {
     for (std::uint32_t p = 0; p < most_pages; ++p) {
       record* const page = pages_[p].load(acquire);  // add_page()
       if (page == nullptr) return;
+      reads_plain(page);
       for (std::uint32_t i = 0; i < records_per_page; ++i)
-        visit(p * records_per_page + i, page[i], page[i].word.load(acquire));  // R
+        visit(p * records_per_page + i, page[i], page[i].word.load(relaxed));  // a look
     }
   }
 
