@@ -52,11 +52,13 @@ std::optional<std::uint64_t> arena::offset(const void* pointer) const noexcept {
 
 refusal arena::charge(std::size_t bytes, ceiling up_to) noexcept {
   const std::size_t soft = up_to == ceiling::soft ? soft_limit() : shape_.limit;
-  std::size_t now = committed_.load(relaxed);
+  // Whoever is refused sees what those did before who have charged: press() finds them at work, and they may yet refund. All
+  // changes of the sum are read-modify-writes, so whichever is read goes on the charges' release sequences.
+  std::size_t now = committed_.load(acquire);
   do {
     if (now + bytes > shape_.limit) return refusal::hard_limit;
     if (now + bytes > soft) return refusal::soft_limit;
-  } while (!committed_.compare_exchange_weak(now, now + bytes, relaxed, relaxed));  // a sum; nothing is published
+  } while (!committed_.compare_exchange_weak(now, now + bytes, acq_rel, acquire));
   return refusal::none;
 }
 

@@ -67,6 +67,7 @@ orderly_pool* enter(orderly::pool* made, orderly::stream_pool* made_with_streams
     std::uint64_t expected = 0;
     // Acquire: the release in orderly_pool_destroy(), for the place's last uses.
     if (!at.handle.compare_exchange_strong(expected, changing, acquire, relaxed)) continue;
+    writes_plain(&at);
     at.pool = made;
     at.streams = made_with_streams;
     const std::uint64_t number = ++at.uses << place_bits | i;
@@ -178,6 +179,7 @@ void orderly_pool_destroy(orderly_pool* pool) {
   place& at = table[number % places];
   // Of two threads that destroy one pool, one does. Acquire: as in find().
   if (!at.handle.compare_exchange_strong(number, changing, acquire, relaxed)) return;
+  writes_plain(&at);
   const std::unique_ptr<orderly::pool> dying(std::exchange(at.pool, nullptr));
   const std::unique_ptr<orderly::stream_pool> dying_with_streams(std::exchange(at.streams, nullptr));
   at.handle.store(0, release);  // enter(); nobody may be using the pool, see the header

@@ -674,11 +674,10 @@ bool pool::state::awaits_a_graph(const lane& of) noexcept {
 /// Does no block belong to a lane, as far as can be seen from another thread?
 bool pool::state::nothing_left(const lane& of) const noexcept {
   if (!of.empty()) return false;
-  const std::size_t count = front_count_.load(acquire);  // new_front()
-  for (std::size_t i = 0; i < count; ++i) {
-    if (fronts_[i].of_lane.load(relaxed) != &of) continue;  // a look
+  for (const front& each : made_fronts()) {
+    if (each.of_lane.load(relaxed) != &of) continue;  // a look
     for (std::size_t c = 0; c < classes_; ++c)
-      if (fronts_[i].magazines[c].count.load(relaxed) != 0) return false;  // a figure
+      if (each.magazines[c].count.load(relaxed) != 0) return false;  // a figure
   }
   return true;
 }

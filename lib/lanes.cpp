@@ -82,6 +82,7 @@ lane* lanes::bind(std::uint64_t pool, stream_handle stream) noexcept {
     if (count == most_lanes) return nullptr;
     chosen = new (&table_[count]) lane;
     chosen->number = count;
+    writes_plain(chosen);
     count_.store(count + 1, release);  // each()
   }
   lane& of = *chosen;

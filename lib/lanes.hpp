@@ -106,14 +106,12 @@ class lanes {
   bool barriers_passed() noexcept;
 
   template <class Visit>
-  void each(Visit visit) {
-    const std::uint32_t count = count_.load(acquire);  // bind()
-    for (std::uint32_t i = 0; i < count; ++i) visit(at(i));
-  }
-  template <class Visit>
   void each(Visit visit) const {
     const std::uint32_t count = count_.load(acquire);  // bind()
-    for (std::uint32_t i = 0; i < count; ++i) visit(static_cast<const lane&>(at(i)));
+    for (std::uint32_t i = 0; i < count; ++i) {
+      reads_plain(&at(i));
+      visit(at(i));
+    }
   }
 
   /// Null: refused.

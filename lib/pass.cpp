@@ -82,7 +82,7 @@ void pool::state::relieve(std::size_t bytes) noexcept {
   arena& memory = store_.memory();
   raise_peak_requested(requested_now());
   const auto peak = static_cast<std::size_t>(std::max<std::int64_t>(peak_requested_.load(relaxed), 0));  // a figure
-  const std::size_t least = least_slack + front_count_.load(acquire) * least_slack_per_front;  // a figure
+  const std::size_t least = least_slack + front_count_.load(relaxed) * least_slack_per_front;  // a figure
   const auto slack = std::max(static_cast<std::size_t>(static_cast<double>(peak) * settings_.slack), least);
   // Streams give memory back late, and the limit gives way to that. So here it comes back again.
   const bool in_streams = lanes_ != nullptr;
@@ -212,18 +212,16 @@ void* pool::state::press_locked(const request& wanted, front* mine, std::unique_
 /// Allocations and frees through fronts so far, all threads'.
 std::uint64_t pool::state::operations() const noexcept {
   std::uint64_t sum = 0;
-  const std::size_t count = front_count_.load(acquire);  // new_front()
-  for (std::size_t i = 0; i < count; ++i) sum += fronts_[i].watch().calls;
+  for (const front& each : made_fronts()) sum += each.watch().calls;
   return sum;
 }
 
 /// The sum of all threads' steps, this thread's left out: it holds the mutex, not memory.
 pool::state::activity pool::state::watch(const front* mine) const noexcept {
   activity sum;
-  const std::size_t count = front_count_.load(acquire);  // new_front()
-  for (std::size_t i = 0; i < count; ++i) {
-    if (mine == &fronts_[i]) continue;
-    const front::activity of = fronts_[i].watch();
+  for (const front& each : made_fronts()) {
+    if (mine == &each) continue;
+    const front::activity of = each.watch();
     sum.steps += of.calls + of.slow;
     sum.inside = sum.inside || !of.idle();
   }
@@ -270,18 +268,18 @@ bool pool::state::is_outside(const front& of) noexcept {
 /// get on. Where the lane's number has changed before, its fronts are left to other lanes: nobody comes by that number any
 /// more, so each is one that attach() showed before it looked at the number, and that is seen here.
 pool::state::haul pool::state::reclaim_fronts(patience with, const lane* only) noexcept {
-  const std::size_t count = front_count_.load(acquire);  // new_front()
+  const std::span<front> fronts = made_fronts();
   haul reclaimed;
   std::bitset<most_fronts> chosen;
   std::bitset<most_fronts> outside;
-  for (std::size_t i = 0; i < count; ++i) {
-    chosen[i] = only == nullptr || fronts_[i].of_lane.load(seq_cst) == only;  // attach()
-    if (chosen[i]) fronts_[i].revoke();
+  for (std::size_t i = 0; i < fronts.size(); ++i) {
+    chosen[i] = only == nullptr || fronts[i].of_lane.load(seq_cst) == only;  // attach()
+    if (chosen[i]) fronts[i].revoke();
   }
   const bool ordered = asymmetric_barrier::heavy();  // else nobody can be known to be outside
-  for (std::size_t i = 0; i < count; ++i) {
+  for (std::size_t i = 0; i < fronts.size(); ++i) {
     if (!chosen[i]) continue;
-    front& f = fronts_[i];
+    front& f = fronts[i];
     outside[i] = ordered && wait_for(with, [&] { return is_outside(f); });
     if (outside[i])
       post_returns(f);
@@ -289,22 +287,23 @@ pool::state::haul pool::state::reclaim_fronts(patience with, const lane* only) n
       reclaimed.complete = false;
   }
   // Now every return that could be posted is in its home's inbox.
-  for (std::size_t i = 0; i < count; ++i) {
-    if (!outside[i] || (only == nullptr && !can_seal(fronts_[i]))) continue;
-    reclaimed += drain(fronts_[i]);
+  for (std::size_t i = 0; i < fronts.size(); ++i) {
+    front& f = fronts[i];
+    if (!outside[i] || (only == nullptr && !can_seal(f))) continue;
+    reclaimed += drain(f);
     if (only == nullptr) continue;
-    if (fronts_[i].holds_returns()) {  // for lack of magazines
+    if (f.holds_returns()) {  // for lack of magazines
       reclaimed.complete = false;
       continue;
     }
-    fronts_[i].retire();
-    if (fronts_[i].of_lane.load(relaxed) != only) fronts_[i].renew();  // retire() saw the new owner's renew(), or that comes
+    f.retire();
+    if (f.of_lane.load(relaxed) != only) f.renew();  // retire() saw the new owner's renew(), or that comes
   }
-  for (std::size_t i = 0; i < count; ++i)
-    if (chosen[i]) fronts_[i].restore();
+  for (std::size_t i = 0; i < fronts.size(); ++i)
+    if (chosen[i]) fronts[i].restore();
   // Whoever sent a parcel to a front without a thread while it was revoked has left it to this pass.
-  for (std::size_t i = 0; i < count; ++i)
-    if (!fronts_[i].attached()) adopt(fronts_[i]);
+  for (front& each : fronts)
+    if (!each.attached()) adopt(each);
   return reclaimed;
 }
 

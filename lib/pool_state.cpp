@@ -700,9 +700,11 @@ front* pool::state::attach(lane* in) noexcept {
     }
   }
   front* f = nullptr;
-  const std::size_t count = front_count_.load(acquire);  // new_front(): the fronts below are initialised
-  for (std::size_t i = 0; i < count && f == nullptr; ++i)
-    if (fronts_[i].try_attach()) f = &fronts_[i];
+  for (front& each : made_fronts()) {
+    if (!each.try_attach()) continue;
+    f = &each;
+    break;
+  }
   if (f == nullptr) f = new_front();
   if (f == nullptr) return nullptr;
   f->of_lane.store(in, seq_cst);
@@ -742,7 +744,8 @@ front* pool::state::new_front() noexcept {
   f->publish_at = least_publish;
   if (!asymmetric_barrier::available()) f->require_exchange();
   f->attach();
-  front_count_.store(index + 1, release);  // attach(), passes and stats() see an initialised front
+  writes_plain(f);
+  front_count_.store(index + 1, release);  // made_fronts()
   return f;
 }
 
@@ -851,8 +854,7 @@ void pool::state::publish_requested(front& of) noexcept {
 
 std::int64_t pool::state::requested_now() const noexcept {
   std::int64_t sum = published_requested_.load(relaxed);  // figures
-  const std::size_t count = front_count_.load(acquire);   // new_front()
-  for (std::size_t i = 0; i < count; ++i) sum += fronts_[i].highest.load(relaxed) - fronts_[i].room.load(relaxed);
+  for (const front& each : made_fronts()) sum += each.highest.load(relaxed) - each.room.load(relaxed);
   return sum;
 }
 
@@ -864,9 +866,7 @@ statistics pool::state::stats() const noexcept {
   s.frees = frees_.load(relaxed);
   const std::int64_t requested = requested_now();
   std::int64_t peak = std::max(peak_requested_.load(relaxed), requested);
-  const std::size_t count = front_count_.load(acquire);  // new_front()
-  for (std::size_t i = 0; i < count; ++i) {
-    const front& f = fronts_[i];
+  for (const front& f : made_fronts()) {
     taken += f.taken.load(relaxed);
     s.allocations += f.allocations.load(relaxed);
     s.frees += f.frees.load(relaxed);

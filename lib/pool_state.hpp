@@ -285,6 +285,12 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] detail::front* this_front(detail::lane* in) noexcept;
   [[nodiscard]] detail::front* attach(detail::lane* in) noexcept;
   [[nodiscard]] detail::front* new_front() noexcept;
+  /// The fronts that exist: whoever comes by one here finds it as new_front() made it.
+  [[nodiscard]] std::span<detail::front> made_fronts() const noexcept {
+    const std::size_t count = front_count_.load(detail::acquire);  // new_front()
+    for (std::size_t i = 0; i < count; ++i) detail::reads_plain(&fronts_[i]);
+    return {fronts_.data(), count};
+  }
   /// Returns `block`, so that the hot path ends in its calls.
   [[nodiscard]] void* count_requested(detail::front& of, std::size_t bytes, void* block) noexcept;
   [[nodiscard, gnu::noinline]] void* raise_highest(detail::front& of, void* block) noexcept;

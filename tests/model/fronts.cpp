@@ -99,6 +99,27 @@ struct taken_over : of_front {
   }
 };
 
+/// A front that was left before. A pass that still finds the old lane there leaves it once more, while its owner takes it
+/// over: in the end it is the owner's, and open.
+struct taken_over_late : taken_over {
+  taken_over_late() { tested->retire(); }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      tested->of_lane.store(new_lane, seq_cst);
+      tested->renew();
+      return;
+    }
+    if (tested->of_lane.load(seq_cst) != old_lane) return;
+    tested->revoke();
+    if (asymmetric_barrier::heavy() && tested->outside()) {
+      tested->retire();
+      if (tested->of_lane.load(relaxed) != old_lane) tested->renew();
+    }
+    tested->restore();
+  }
+  void check() override { ORDERLY_EXPECT(!tested->retired() && stay(0), "a front that was taken over is closed"); }
+};
+
 /// Owner by attachment: each finds what the last one left.
 struct attached_in_turn : of_front {
   std::array<int, 3> entered{};
@@ -165,6 +186,8 @@ const registered<brief> c1("front", "brief");
 const registered<brief> c2("front", "brief-without-barrier", without);
 const registered<taken_over> d1("front", "taken-over");
 const registered<taken_over> d2("front", "taken-over-without-barrier", without);
+const registered<taken_over_late> d3("front", "taken-over-late");
+const registered<taken_over_late> d4("front", "taken-over-late-without-barrier", without);
 const registered<attached_in_turn> e1("front", "attached-in-turn");
 const registered<attached_in_turn> e2("front", "attached-in-turn-of-three", {.threads = 3, .long_bound = 3});
 const registered<last_parcel> f1("front", "last-parcel");

@@ -140,6 +140,23 @@ struct push_and_look : of_list {
   void check() override { ORDERLY_EXPECT(seen_by_pusher || seen_by_closer, "neither sees the other"); }
 };
 
+/// Two want the last node, by a pop or with all: who finds none sees what the other did before it took it. A pass knows by
+/// that who is at work (press() in lib/pass.cpp).
+template <bool first_takes_all, bool second_takes_all>
+struct last_node : of_list {
+  std::array<plain<bool>, 2> at_work;
+  last_node() { fill(1); }
+  void thread(unsigned self) override {
+    at_work[self].set(true);
+    if (self == 0 ? first_takes_all : second_takes_all)
+      take_all(self);
+    else
+      static_cast<void>(pop(self));
+    if (held[self].empty()) ORDERLY_EXPECT(at_work[1 - self].get(), "the node is gone, and nobody was at work");
+  }
+  void check() override { expect_all(1); }
+};
+
 /// Whoever is stopped, the others get on.
 struct stopped_in_list : pop_and_push {};
 
@@ -153,6 +170,9 @@ const registered<tag_wraps> c2("free_list", "tag-wraps", {.must_fail = true});
 const registered<all_at_once> d1("free_list", "all-at-once");
 const registered<all_at_once> d2("free_list", "all-at-once-of-three", three);
 const registered<push_and_look> e1("free_list", "push-and-look");
+const registered<last_node<false, false>> e2("free_list", "last-node");
+const registered<last_node<false, true>> e3("free_list", "last-node-with-all");
+const registered<last_node<true, true>> e4("free_list", "last-node-all-twice");
 const registered<stopped_in_list> f1("free_list", "stopped", {.parked = 3});
 
 /// Blocks that each thread owns, in magazines.

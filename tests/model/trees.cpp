@@ -321,6 +321,16 @@ struct grow_to_the_limit : of_store {
   }
 };
 
+/// The same: who is refused sees what the other did before it was charged, for it may yet give back.
+struct refused_at_the_limit : grow_to_the_limit {
+  std::array<plain<bool>, 2> at_work;
+  void thread(unsigned self) override {
+    at_work[self].set(true);
+    grow_to_the_limit::thread(self);
+    if (!got[self]) ORDERLY_EXPECT(at_work[1 - self].get(), "the limit is reached, and nobody was at work");
+  }
+};
+
 /// The source refuses one commit or two: what was half done is undone, and serves later.
 struct rollback : of_store {
   std::array<refusal, 2> why{};
@@ -427,9 +437,65 @@ struct small_and_large : of_store {
   void check() override { expect_all_given(); }
 };
 
+/// Two want the last root that nobody has touched: who finds none sees what the other did before it took it.
+struct last_root : scenario {
+  geometry shape = virtual_geometry(granule, 2 * granule, 16 * granule, 0);
+  chunk_table chunks;
+  std::unique_ptr<buddy> tree = std::make_unique<buddy>();
+  std::array<plain<bool>, 2> at_work;
+  std::array<std::optional<node>, 2> got;
+  last_root() {
+    ORDERLY_EXPECT(chunks.open(shape) && tree->open(shape, chunks), "no memory");
+    for (std::uint64_t left = shape.tree_granules >> shape.root_order; left > 1; --left)
+      ORDERLY_EXPECT(tree->claim(shape.root_order).has_value(), "there are %zu roots more", std::size_t{left});
+  }
+  void thread(unsigned self) override {
+    at_work[self].set(true);
+    got[self] = tree->claim(shape.root_order);
+    if (!got[self]) ORDERLY_EXPECT(at_work[1 - self].get(), "the root is gone, and nobody was at work");
+  }
+  void check() override {
+    ORDERLY_EXPECT(got[0].has_value() != got[1].has_value(), "the root goes to %s", got[0] ? "both" : "nobody");
+  }
+};
+
+/// The same with a slot.
+struct last_slot : scenario {
+  source_book book;
+  geometry shape = virtual_geometry(granule, 2 * granule, 64 * granule, 0);
+  std::unique_ptr<arena> memory;
+  std::unique_ptr<slots> tested = std::make_unique<slots>();
+  unsigned order = shape.root_order + 1;
+  std::uint64_t chunks = (std::uint64_t{1} << (order - shape.chunk_order) >> 1) + 1;
+  std::array<plain<bool>, 2> at_work;
+  std::array<std::optional<node>, 2> got;
+  last_slot()
+      : memory(std::make_unique<arena>(std::make_unique<paper>(book, 2 * granule, 64 * granule), shape)) {
+    ORDERLY_EXPECT(memory->open() && tested->open(*memory), "no memory");
+    for (std::uint32_t left = shape.slots[order]; left > 1; --left) {
+      const auto n = take();
+      ORDERLY_EXPECT(n.has_value(), "there are %u slots more", left);
+      ORDERLY_EXPECT(memory->decommit(*n, 0, chunks), "the source takes back what is its own");
+    }
+  }
+  std::optional<node> take() {
+    refusal why = refusal::none;
+    return tested->take(order, chunks, ceiling::hard, why);
+  }
+  void thread(unsigned self) override {
+    at_work[self].set(true);
+    got[self] = take();
+    if (!got[self]) ORDERLY_EXPECT(at_work[1 - self].get(), "the slot is gone, and nobody was at work");
+  }
+  void check() override {
+    ORDERLY_EXPECT(got[0].has_value() != got[1].has_value(), "the slot goes to %s", got[0] ? "both" : "nobody");
+  }
+};
+
 constexpr traits long_ones{.long_bound = 3, .stale = 1};
 const registered<grow> i1("store", "grow", long_ones);
 const registered<grow_to_the_limit> i2("store", "grow-to-the-limit", long_ones);
+const registered<refused_at_the_limit> i10("store", "refused-at-the-limit", long_ones);
 const registered<rollback> i3("store", "rollback", long_ones);
 const registered<rollback_of_the_rest> i4("store", "rollback-of-the-rest", long_ones);
 const registered<rollback_of_two_ranges> i9("store", "rollback-of-two-ranges", long_ones);
@@ -564,6 +630,8 @@ struct slot_trim : of_slots {
 
 const registered<slot_exchange> j1("slots", "exchange");
 const registered<slot_trim> j2("slots", "trim");
+const registered<last_root> j4("buddy", "last-root");
+const registered<last_slot> j5("slots", "last-slot");
 const registered<slot_exchange> j3("slots", "stopped", {.long_bound = 3, .parked = 3});
 
 }  // namespace
