@@ -53,8 +53,9 @@ class arena {
   void hold_back(bool on) noexcept { held_back_.store(on, relaxed); }
   [[nodiscard]] bool held_back() const noexcept { return held_back_.load(relaxed); }
 
-  /// True while a thread waits for the source: it holds what it holds, but it will get on.
-  [[nodiscard]] bool in_source() const noexcept { return in_source_.load(seq_cst) != 0; }
+  /// True while a thread waits for the source: it holds what it holds, but it will get on. A look, from time to time, at a
+  /// count: who came or left just now may be missed under any order.
+  [[nodiscard]] bool in_source() const noexcept { return in_source_.load(relaxed) != 0; }
 
   /// After a fork, in the child: who was in the source is gone.
   void forget_source_calls() noexcept { in_source_.store(0, relaxed); }  // no other thread
@@ -96,11 +97,10 @@ class arena {
   /// The source, for one call, which is counted.
   class counted_source {
    public:
-    /// In one order with in_source(), as front::begin_slow() is with a pass's look.
-    explicit counted_source(arena& of) noexcept : of_(of) { of_.in_source_.fetch_add(1, seq_cst); }
+    explicit counted_source(arena& of) noexcept : of_(of) { of_.in_source_.fetch_add(1, relaxed); }  // see in_source()
     counted_source(const counted_source&) = delete;
     counted_source& operator=(const counted_source&) = delete;
-    ~counted_source() { of_.in_source_.fetch_sub(1, seq_cst); }
+    ~counted_source() { of_.in_source_.fetch_sub(1, relaxed); }
     [[nodiscard]] bool commit(void* address, std::size_t bytes) const noexcept {
       return told(of_.source_->commit(address, bytes), address, bytes);
     }

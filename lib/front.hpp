@@ -84,7 +84,9 @@ class alignas(interference) front {
   /// Pass, before and after the heavy barrier.
   void revoke() noexcept { closed_.fetch_or(revoked, seq_cst); }                              // (d)
   [[nodiscard]] bool outside() const noexcept { return !inside_.load(seq_cst); }              // (e)
-  void restore() noexcept { closed_.fetch_and(static_cast<std::uint8_t>(~revoked), release); }  // (f)
+  void restore() noexcept { closed_.fetch_and(static_cast<std::uint8_t>(~revoked), seq_cst); }  // (f); before attached()
+  /// Without a stay; after detach(). See pool::state::adopt.
+  [[nodiscard]] bool is_revoked() const noexcept { return (closed_.load(seq_cst) & revoked) != 0; }
 
   /// Leaves the front to another lane: nobody gets in before its owner renews it. By a pass, while it is revoked and empty,
   /// or by its owner. An owner that takes over a front shows its lane, then renews it; a pass retires it, then looks at the

@@ -96,7 +96,7 @@ void pool::state::relieve(std::size_t bytes) noexcept {
   credited_operations_ += earned;
   credit_ = std::min(credit_ + static_cast<std::int64_t>(earned), most_credit);
   if (credit_ > 0) {
-    passes_.fetch_add(1, seq_cst);  // as in collect()
+    passes_.fetch_add(1, relaxed);  // as in collect()
     settle_all(false);
     const auto release_some = [&] {
       const std::size_t committed = memory.committed();
@@ -301,7 +301,7 @@ pool::state::haul pool::state::reclaim_fronts(patience with, const lane* only) n
   }
   for (std::size_t i = 0; i < fronts.size(); ++i)
     if (chosen[i]) fronts[i].restore();
-  // Whoever sent a parcel to a front without a thread while it was revoked has left it to this pass.
+  // Whoever sent a parcel to a front without a thread while it was revoked has left it to this pass; see adopt().
   for (front& each : fronts)
     if (!each.attached()) adopt(each);
   return reclaimed;
@@ -361,10 +361,11 @@ pool::state::haul pool::state::drain(front& of) noexcept {
 void pool::state::collect(front& home) noexcept {
   const std::unique_lock lock(pass_mutex_, std::try_to_lock);
   if (!lock) return;
-  passes_.fetch_add(1, seq_cst);  // a figure here; press() needs the order
+  passes_.fetch_add(1, relaxed);  // a figure: only passes of press() refuse, and it compares theirs
   home.revoke();
   if (asymmetric_barrier::heavy() && wait_for(patience::brief, [&] { return is_outside(home); })) empty_inbox(home);
   home.restore();
+  if (!home.attached()) adopt(home);  // as in reclaim_fronts()
 }
 
 /// live -> owned for a block that a front handed out: with its home kept outside, so that none of its steps is under way.
@@ -387,7 +388,7 @@ pool::state::taking pool::state::take_from_home(const block_store::found& block)
 
 std::size_t pool::state::trim(std::size_t keep_bytes) noexcept {
   const std::lock_guard lock(pass_mutex_);
-  passes_.fetch_add(1, seq_cst);  // as in collect()
+  passes_.fetch_add(1, relaxed);  // as in collect()
   reclaim_caches(patience::long_one);
   settle_all(false);
   kept_committed_ = std::min(kept_committed_, std::max(keep_bytes, settings_.release_threshold));  // ends reserve()
@@ -425,7 +426,7 @@ std::size_t pool::state::reserve(std::size_t bytes) noexcept {
 
 std::size_t pool::state::defragment() noexcept {
   const std::lock_guard lock(pass_mutex_);
-  passes_.fetch_add(1, seq_cst);  // as in collect()
+  passes_.fetch_add(1, relaxed);  // as in collect()
   const std::size_t reclaimed = reclaim_caches(patience::long_one).bytes;
   settle_all(false);
   return reclaimed;

@@ -488,7 +488,7 @@ void pool::state::deliver(lane* in, std::size_t of_class, std::uint32_t home, st
       yield();
       continue;
     }
-    passes_.fetch_add(1, seq_cst);  // as in collect()
+    passes_.fetch_add(1, relaxed);  // as in collect()
     reclaim_caches(patience::brief);
     settle_all(true);
   }
@@ -500,7 +500,9 @@ void pool::state::deliver(lane* in, std::size_t of_class, std::uint32_t home, st
 }
 
 /// Empties the inbox of a front without a thread. A parcel that comes while a thread lets go of a front is seen by one of
-/// the two: the thread detaches, then looks at the inbox; the sender pushes, then looks whether a thread is attached.
+/// the two: the thread detaches, then looks at the inbox; the sender pushes, then looks whether a thread is attached. Nor is
+/// one left where a pass keeps everybody out: it restores the front, then looks whether a thread is attached; who could not
+/// get in detaches, then looks whether the front is still revoked.
 void pool::state::adopt(front& of) noexcept {
   while (of.inbox.peek() && of.try_attach()) {
     bool done = false;
@@ -510,7 +512,7 @@ void pool::state::adopt(front& of) noexcept {
       done = true;
     }
     of.detach();
-    if (!done) return;  // a pass is just emptying it
+    if (!done && of.is_revoked()) return;  // a pass is at it, and comes by once more
   }
 }
 
@@ -745,7 +747,7 @@ front* pool::state::new_front() noexcept {
   if (!asymmetric_barrier::available()) f->require_exchange();
   f->attach();
   writes_plain(f);
-  front_count_.store(index + 1, release);  // made_fronts()
+  front_count_.store(index + 1, seq_cst);  // made_fronts()
   return f;
 }
 

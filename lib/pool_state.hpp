@@ -287,7 +287,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] detail::front* new_front() noexcept;
   /// The fronts that exist: whoever comes by one here finds it as new_front() made it.
   [[nodiscard]] std::span<detail::front> made_fronts() const noexcept {
-    const std::size_t count = front_count_.load(detail::acquire);  // new_front()
+    // new_front(). seq_cst for a pass that has changed a lane's number; see attach().
+    const std::size_t count = front_count_.load(detail::seq_cst);
     for (std::size_t i = 0; i < count; ++i) detail::reads_plain(&fronts_[i]);
     return {fronts_.data(), count};
   }

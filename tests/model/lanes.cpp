@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "c_api.hpp"
 #include "orderly/stream_pool.hpp"
 #include "sources.hpp"
 #include "stream/event.hpp"
@@ -733,6 +734,131 @@ struct large_in_one_stream : of_streams {
   void check() override { check_idle(); }
 };
 
+/// A stream is met for the first time; another thread looks at all lanes.
+struct lane_made : of_streams {
+  lane_made() { in_buffer(2); }
+  void thread(unsigned self) override {
+    if (self == 1) return ORDERLY_EXPECT(tested->stats().held <= granule, "one block was freed");
+    if (void* const mine = allocate(1, 0)) free(mine, 1, 0);
+  }
+  void check() override { check_idle(); }
+};
+
+/// A thread comes to a stream for the first time, with a new front or one that was left, while a capture begins there. In the
+/// end the front is one that it can use elsewhere: there are no more to be had.
+template <bool left_before>
+struct front_for_a_capture : of_streams {
+  void* block = nullptr;
+  front_for_a_capture() {
+    in_buffer(32);
+    warm(0, 1);
+    if (left_before) {
+      warm(1, 0);
+      ORDERLY_EXPECT(tested->release_stream(at(0)), "no last event");
+    }
+    for (const unsigned name : {2U, 3U, 4U}) warm(2, name);
+    for (const unsigned name : {2U, 3U, 4U}) warm(3, name);
+  }
+  void thread(unsigned self) override {
+    if (self == 0)
+      ORDERLY_EXPECT(tested->begin_capture(at(1)) == error::none, "the stream does not capture");
+    else
+      block = must_allocate(1, 1);
+  }
+  void check() override {
+    static_cast<void>(tested->end_capture(at(1)));
+    as_thread(1, [&] {
+      void* const other = must_allocate(1, 2);
+      free(other, 1, 2);
+      ORDERLY_EXPECT(must_allocate(1, 2) == other, "the thread has no front");
+      free(other, 1, 2);
+      free(block, 1, 1);
+    });
+    check_idle();
+  }
+};
+
+/// Threads for which there is no front, up to the limit; the source refuses once. Whoever is told so is refused, and not
+/// the other because of it.
+struct without_fronts : of_streams {
+  std::array<void*, 2> blocks{};
+  without_fronts() {
+    in_chunks(1);
+    for (const unsigned self : {2U, 3U})
+      for (const unsigned name : {0U, 1U, 2U, 3U}) warm(self, name);
+    static_cast<void>(tested->synchronize());
+    static_cast<void>(tested->trim());
+    book.refusals = 1;
+  }
+  void thread(unsigned self) override { blocks[self] = allocate(1, 4 + self); }
+  void check() override {
+    ORDERLY_EXPECT(blocks[0] != nullptr || blocks[1] != nullptr, "one refusal of the source refuses two");
+    for (unsigned i = 0; i < 2; ++i)
+      if (blocks[i] != nullptr) free(blocks[i], 1, 4 + i);
+    check_idle(0);
+  }
+};
+
+/// A block of four granules is divided into two live parts and free memory, while another looks for the parts. Who finds one
+/// sees what was written before; a walk that finds the block divided finds what lives in it.
+struct divided : of_streams {
+  static constexpr std::uint32_t live = 0b1010;
+  std::byte* block = nullptr;
+  divided() {
+    in_buffer(8);
+    warm(0, 0);
+    block = static_cast<std::byte*>(set_up(0, 4, 0));
+    streams->finish_all();
+  }
+  [[nodiscard]] std::byte* part(unsigned i) const { return block + i * granule; }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      touch(part(3), true);
+      ORDERLY_EXPECT(tested->divide_settled(block, granule, &live, 1) == error::none, "a live block is not divided");
+      return;
+    }
+    bool covered = false;
+    tested->for_each_block([&](const block_info& each) {
+      const auto* const begin = static_cast<const std::byte*>(each.address);
+      covered = covered || (part(1) >= begin && part(1) < begin + each.bytes);
+    });
+    ORDERLY_EXPECT(covered, "a live part is in no block");
+    if (tested->block_size(part(3)) != 0) touch(part(3), true);
+  }
+  void check() override {
+    owned.give(block, 4, 0);
+    for (const unsigned i : {1U, 3U})
+      ORDERLY_EXPECT(tested->try_deallocate(part(i), granule, at(0)) == error::none, "a live part is no block");
+    check_idle();
+  }
+};
+
+/// A pool's place behind its handle becomes another pool's.
+struct place_again : of_streams {
+  orderly_pool* first = nullptr;
+  orderly_pool* second = nullptr;
+  source_book another_book;
+  std::unique_ptr<stream_pool> another;
+  place_again() {
+    in_buffer(2);
+    first = c_api::enter(std::move(tested));
+    another = std::make_unique<stream_pool>(std::make_unique<paper>(another_book, 0, 2 * granule), streams, silent());
+  }
+  void thread(unsigned self) override {
+    if (self == 0)
+      orderly_pool_destroy(first);
+    else
+      second = c_api::enter(std::move(another));
+  }
+  void check() override {
+    ORDERLY_EXPECT(second != nullptr && second != first, "a handle names two pools");
+    stream_pool* found = nullptr;
+    ORDERLY_EXPECT(c_api::find(first, "find", found) != ORDERLY_OK, "a handle outlives its pool");
+    ORDERLY_EXPECT(c_api::find(second, "find", found) == ORDERLY_OK, "a handle names no pool");
+    orderly_pool_destroy(second);
+  }
+};
+
 /// A software stream's event: who finds it complete sees the work before it, also when it was another's before.
 struct event_again : scenario {
   event_store store;
@@ -803,6 +929,12 @@ const registered<marks<true>> h2("lanes", "marks-refused", usual);
 const registered<trimmed> i1("lanes", "trimmed", costly);
 const registered<shorter_slot> i2("lanes", "shorter-slot", costly);
 const registered<large_in_one_stream> i3("lanes", "large-in-one-stream", usual);
+const registered<lane_made> k1("lanes", "lane-made", usual);
+const registered<front_for_a_capture<false>> k2("lanes", "front-for-a-capture", usual);
+const registered<front_for_a_capture<true>> k3("lanes", "left-front-for-a-capture", usual);
+const registered<without_fronts> k4("lanes", "without-fronts", costly);
+const registered<divided> k5("divide", "in-a-pool", usual);
+const registered<place_again> k6("lanes", "place-again", usual);
 const registered<event_again> j1("lanes", "event-again");
 const registered<event_awaited> j2("lanes", "event-awaited");
 

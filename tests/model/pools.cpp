@@ -216,6 +216,39 @@ struct front_changes_hands : of_pool {
   void check() override { check_idle(); }
 };
 
+/// A thread comes to the pool for the first time; another looks at all fronts.
+struct front_made : of_pool {
+  front_made() { in_buffer(2, 0); }
+  void thread(unsigned self) override {
+    if (self == 0) return free_sized(must_allocate(1, 0), 1, 0);
+    ORDERLY_EXPECT(tested->stats().allocations <= 1, "one block was taken");
+  }
+  void check() override { check_idle(); }
+};
+
+/// A block goes home to a front that no thread has, while a pass is at all fronts: it is left in no inbox.
+struct return_to_nobody : of_pool {
+  void* block = nullptr;
+  return_to_nobody() {
+    in_buffer(4);
+    run_thread([&] { block = must_allocate(1, 2); });
+  }
+  void thread(unsigned self) override {
+    if (self == 1) return free_sized(block, 1, 2);
+    static_cast<void>(tested->defragment());
+  }
+  void check() override {
+    const std::uint64_t passes = tested->stats().passes;
+    std::array<void*, 4> all;
+    as_thread(1, [&] {
+      for (void*& each : all) each = must_allocate(1, 1);
+      for (void* const each : all) free_sized(each, 1, 1);
+    });
+    ORDERLY_EXPECT(tested->stats().passes == passes, "the block lay where only a pass looks");
+    check_idle();
+  }
+};
+
 /// A pool ends while a thread that has used it exits.
 struct pool_ends : of_pool {
   pool_ends() { in_buffer(2); }
@@ -393,6 +426,9 @@ const registered<double_free<false>> f2("home", "double-free-of-unknown-size", s
 
 const registered<exit_and_return> g1("exit", "return", small_exiting);
 const registered<front_changes_hands> g2("exit", "front-changes-hands", small_exiting);
+const registered<front_made> g4("exit", "front-made", small);
+const registered<return_to_nobody> g5("exit", "return-to-nobody", small);
+const registered<return_to_nobody> g6("exit", "return-to-nobody-without-barrier", usual_without);
 const registered<pool_ends> g3("exit", "pool-ends", small_exiting);
 
 const registered<grow> h1("growth", "grow", small);
