@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "support/failing_source.hpp"
+#include "support/last_one.hpp"
 #include "support/paper_source.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
@@ -299,6 +300,20 @@ TEST_CASE("threads commit and decommit chunks of one root; the limit holds, and 
     CHECK(watched.memory.decommit(watched.root(0)) == left);
     CHECK(watched.memory.committed() == 0);
   }
+}
+
+TEST_CASE("who is refused by the limit knows who was charged") {
+  watched_arena watched(1);
+  want_the_last(
+      scaled(2000),
+      [&] {
+        for (const std::uint32_t each : {0U, 1U}) static_cast<void>(watched.memory.decommit(watched.chunk_node(each)));
+      },
+      [&](std::size_t self) {
+        return watched.memory.commit(watched.chunk_node(static_cast<std::uint32_t>(self)), 16, ceiling::hard) ==
+               refusal::none;
+      });
+  watched.check_books();
 }
 
 }  // TEST_SUITE

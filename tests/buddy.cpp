@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "support/last_one.hpp"
 #include "support/parks.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
@@ -542,6 +543,18 @@ TEST_CASE("threads share many roots, and memory comes and goes") {
     CAPTURE(threads);
     work_together(many_roots(), threads, scaled(400) / threads);
   }
+}
+
+TEST_CASE("who finds the last root gone knows who took it") {
+  std::unique_ptr<forest> f;
+  want_the_last(
+      scaled(400),
+      [&] {
+        f = std::make_unique<forest>(many_roots());
+        for (std::uint64_t left = f->shape.tree_granules >> f->shape.root_order; left > 1; --left)
+          static_cast<void>(f->tree.claim(f->shape.root_order));
+      },
+      [&](std::size_t) { return f->tree.claim(f->shape.root_order).has_value(); });
 }
 
 }  // TEST_SUITE

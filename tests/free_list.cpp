@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "support/last_one.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
 #include "support/threads.hpp"
@@ -117,6 +118,24 @@ TEST_CASE("threads push and pop a few nodes of two lists: each has one owner, an
       for (const std::uint64_t turn : turns) sum += turn;
       CHECK(sum == pops);
     }
+  }
+}
+
+TEST_CASE("who finds the last node gone knows who took it, by a pop or with all") {
+  for (const unsigned takers_of_all : {0U, 1U, 2U}) {
+    CAPTURE(takers_of_all);
+    links table(1);
+    free_list list;
+    const auto empty = [&] { static_cast<void>(list.take_all()); };
+    want_the_last(
+        scaled(2000),
+        [&] {
+          empty();
+          list.push(table.data(), 0);
+        },
+        [&](std::size_t self) {
+          return self < takers_of_all ? list.take_all() != last : list.try_pop(table.data()).has_value();
+        });
   }
 }
 

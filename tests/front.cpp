@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <thread>
+#include <vector>
 
 #include "support/parks.hpp"
 #include "support/random.hpp"
@@ -222,6 +223,28 @@ TEST_CASE("of threads that take turns as owner, each sees what the last one did"
   });
   ORDERLY_CHECK_FINDINGS(found);
   CHECK(counters.value() == stays);
+}
+
+TEST_CASE("who sees the end of work past the front sees what was done in it") {
+  const auto f = std::make_unique<front>();
+  std::vector<std::uint64_t> done(scaled(100000));  // plain: each is written once
+  findings found;
+  run_threads(2, [&](std::size_t self) {
+    if (self == 0) {
+      for (std::uint64_t& each : done) {
+        f->begin_slow();
+        ++each;
+        f->end_slow();
+      }
+      return;
+    }
+    for (std::uint64_t seen = 0; seen < done.size();) {
+      const std::uint64_t now = f->watch().slow / 2;
+      for (; seen < now; ++seen) found.expect(done[seen] == 1, "step ", seen, " is over, and not done");
+      std::this_thread::yield();
+    }
+  });
+  ORDERLY_CHECK_FINDINGS(found);
 }
 
 }  // TEST_SUITE

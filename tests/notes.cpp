@@ -438,4 +438,34 @@ TEST_CASE("two threads in one stream, one of which captures: no block is in two 
   check_idle(*b.tested);
 }
 
+TEST_CASE("who gets a graph's memory sees what was done before the graph went") {
+  findings found;
+  for (std::size_t round = 0; round < scaled(100); ++round) {
+    bench b(2, mib, software_schedule::lazy, {}, 0, true);
+    REQUIRE(b.tested->begin_capture(b[0]) == error::none);
+    REQUIRE(b.stream[0].begin_capture());
+    void* const block = b.tested->allocate(mib, b[0]);
+    b.tested->deallocate(block, mib, b[0]);
+    CHECK(b.tested->end_capture(b[0]) == error::none);
+    std::optional<software_graph> graph = b.stream[0].end_capture();
+    std::atomic<bool> gone = false;
+    run_threads(2, [&](std::size_t self) {
+      auto* const bytes = static_cast<std::uint64_t*>(block);
+      if (self == 0) {
+        *bytes = round;  // plain, here and below
+        graph.reset();
+        gone.store(true, std::memory_order_relaxed);
+        return;
+      }
+      while (!gone.load(std::memory_order_relaxed)) std::this_thread::yield();
+      void* again = nullptr;
+      while (again == nullptr) again = b.tested->try_allocate(mib, b[1]);
+      found.expect((*bytes)++ == round, "the memory is there, and its bytes are not");
+      b.tested->deallocate(again, mib, b[1]);
+    });
+    check_idle(*b.tested);
+  }
+  ORDERLY_CHECK_FINDINGS(found);
+}
+
 }

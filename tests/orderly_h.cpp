@@ -3,16 +3,23 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "c_api.hpp"
+#include "orderly/software_stream.hpp"
+#include "orderly/source.hpp"
+#include "orderly/stream_pool.hpp"
 #include "support/oracles.hpp"
+#include "support/scale.hpp"
 #include "support/threads.hpp"
 
 using namespace orderly::test;
@@ -232,6 +239,38 @@ TEST_CASE("many threads use many handles at once") {
   });
   ORDERLY_CHECK_FINDINGS(found);
   for (orderly_pool* pool : pools) orderly_pool_destroy(pool);
+}
+
+}  // TEST_SUITE
+
+TEST_SUITE("stress") {
+
+/// The pools are made before, since making one orders threads by itself.
+TEST_CASE("a handle's place goes from the thread that destroys a pool to the one that enters another") {
+  orderly::software_device device;
+  const auto make = [&] {
+    orderly::stream_options settings;
+    settings.memory.capacity = mib;
+    return std::make_unique<orderly::stream_pool>(orderly::make_host_source(), device.driver(), settings);
+  };
+  for (std::size_t round = 0; round < scaled(50); ++round) {
+    orderly_pool* const first = orderly::c_api::enter(make());
+    orderly_pool* second = nullptr;
+    std::unique_ptr<orderly::stream_pool> another = make();
+    std::atomic<bool> destroyed = false;
+    run_threads(2, [&](std::size_t self) {
+      if (self == 0) {
+        orderly_pool_destroy(first);
+        destroyed.store(true, std::memory_order_relaxed);
+        return;
+      }
+      while (!destroyed.load(std::memory_order_relaxed)) std::this_thread::yield();
+      second = orderly::c_api::enter(std::move(another));
+    });
+    CHECK(second != nullptr);
+    CHECK(second != first);
+    orderly_pool_destroy(second);
+  }
 }
 
 }  // TEST_SUITE

@@ -14,6 +14,7 @@
 #include "orderly/pool.hpp"
 #include "size_class.hpp"
 #include "support/failing_source.hpp"
+#include "support/last_one.hpp"
 #include "support/paper_source.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
@@ -266,6 +267,21 @@ TEST_CASE("threads take, give and trim: each slot has one owner, and the books a
     }
     ORDERLY_CHECK_FINDINGS(found);
   }
+}
+
+TEST_CASE("who finds the last slot gone knows who took it") {
+  std::unique_ptr<watched_slots> watched;
+  const auto take = [&] {
+    refusal why = refusal::none;
+    return watched->tested.take(14, 513, ceiling::hard, why).has_value();
+  };
+  want_the_last(
+      scaled(400),
+      [&] {
+        watched = std::make_unique<watched_slots>(2048);
+        static_cast<void>(take());
+      },
+      [&](std::size_t) { return take(); });
 }
 
 }  // TEST_SUITE

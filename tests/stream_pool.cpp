@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -599,6 +600,49 @@ TEST_CASE("threads that use settled blocks at once, beside streams: no use meets
   CHECK(b.tested->stats().waits > 0);
   ORDERLY_CHECK_FINDINGS(found);
   check_idle(*b.tested);
+}
+
+TEST_CASE("streams come one after the other, while another thread looks at what all hold") {
+  constexpr std::size_t streams = 64;
+  bench b(streams, 4 * mib, software_schedule::workers);
+  std::atomic<bool> over = false;
+  findings found;
+  run_threads(2, [&](std::size_t self) {
+    if (self == 1) {
+      while (!over.load(std::memory_order_relaxed))
+        found.expect(b.tested->stats().held <= streams * 1024, "more is held than was freed");
+      return;
+    }
+    for (std::size_t in = 0; in < streams; ++in) b.tested->deallocate(b.tested->try_allocate(1000, b[in]), 1000, b[in]);
+    over.store(true, std::memory_order_relaxed);
+  });
+  ORDERLY_CHECK_FINDINGS(found);
+  check_idle(*b.tested);
+}
+
+TEST_CASE("of two threads that take settled blocks one waits for the work, and both see what it did") {
+  constexpr std::size_t half = 512 * kib;
+  findings found;
+  for (std::size_t round = 0; round < scaled(100); ++round) {
+    bench b(2, 2 * half, software_schedule::workers, {}, 0, true);
+    for (int i = 0; i < 2; ++i) {
+      auto* const block = static_cast<std::uint64_t*>(b.tested->allocate(half, b[0]));
+      b.stream[0].enqueue([=] { *block = round; });  // plain, here and below
+      b.tested->deallocate(block, half, b[0]);
+    }
+    std::atomic<bool> first = true;
+    std::array<void*, 2> settled{};
+    run_threads(2, [&](std::size_t self) {
+      while (self == 1 && first.load(std::memory_order_relaxed)) std::this_thread::yield();
+      auto* const block = static_cast<std::uint64_t*>(b.tested->allocate_settled(half, 1, b[1]));
+      found.expect((*block)++ == round, "the work is said to be done, and its bytes are not there");
+      first.store(false, std::memory_order_relaxed);
+      settled[self] = block;
+    });
+    for (void* const block : settled) b.tested->deallocate(block, half, b[1]);
+    check_idle(*b.tested);
+  }
+  ORDERLY_CHECK_FINDINGS(found);
 }
 
 }  // TEST_SUITE

@@ -392,4 +392,26 @@ TEST_CASE("threads exit while others run out of memory") {
   check_idle(tested);
 }
 
+TEST_CASE("threads come one after the other, while others look at what all have done") {
+  for (std::size_t round = 0; round < scaled(20); ++round) {
+    pool tested(options{.capacity = 4 * mib});
+    std::atomic<std::size_t> come = 0;
+    findings found;
+    constexpr std::size_t threads = 16;
+    run_threads(threads + 1, [&](std::size_t self) {
+      if (self < threads) {
+        while (come.load(std::memory_order_relaxed) < self) std::this_thread::yield();
+        void* const block = tested.try_allocate(1000);
+        come.fetch_add(1, std::memory_order_relaxed);
+        found.expect(tested.try_deallocate(block, 1000) == error::none, "a good free was refused");
+        return;
+      }
+      while (come.load(std::memory_order_relaxed) < threads)
+        found.expect(tested.stats().allocations <= threads, "more blocks than there are threads");
+    });
+    ORDERLY_CHECK_FINDINGS(found);
+    check_sound(tested);
+  }
+}
+
 }  // TEST_SUITE

@@ -52,6 +52,7 @@ class Mutant:
     kind: str  # 'algorithm' or 'order'
     edits: list
     number: int = 0
+    orders: tuple = ()  # of an order mutant: what stands there, and what it becomes
 
 
 class Misfit(Exception):
@@ -147,7 +148,7 @@ def orders(texts):
                 label = f'{pathlib.Path(file).stem}:{order}->{other}'
                 edit = Edit(match.start(), match.end(), f'(MUTANT ? ::orderly::detail::{other} : {match[0]})')
                 what = f'{statement}' + (f' (the {ordinal(seen[key])})' if seen[key] > 1 else '')
-                yield Mutant(f'{label}: {what}', file, what, 'order', [edit])
+                yield Mutant(f'{label}: {what}', file, what, 'order', [edit], orders=(order, other))
             del line
 
 
@@ -186,6 +187,32 @@ def equivalent(mutants):
         if not why:
             raise Misfit(f'equivalent.toml: {name!r} has no reason')
         reasons[name] = why
+    return reasons
+
+
+def unseen(mutants):
+    """Why a method cannot notice a mutant, by name and method. Throws Misfit for one that is not there or has no reason."""
+    with open(HERE / 'unseen.toml', 'rb') as file:
+        entries = tomllib.load(file).get('unseen', [])
+    reasons = {mutant.name: {} for mutant in mutants}
+    for mutant in mutants:
+        if mutant.kind == 'order':
+            # Weak orders are no matter of what the processor lets happen.
+            for method in ('unit', 'stress'):
+                reasons[mutant.name][method] = 'the processor does not let it happen'
+        if mutant.orders[:1] == ('seq_cst',) and mutant.orders[1] != 'relaxed':
+            reasons[mutant.name]['tsan'] = 'it takes seq_cst for acquire and release'
+    for entry in entries:
+        why = entry.get('why', '').strip()
+        if not why:
+            raise Misfit(f'unseen.toml: {entry} has no reason')
+        for pattern in entry['mutants']:
+            named = [name for name in reasons if name.startswith(pattern)]
+            if not named:
+                raise Misfit(f'unseen.toml: there is no mutant {pattern!r}')
+            for name in named:
+                for method in entry['by']:
+                    reasons[name].setdefault(method, why)
     return reasons
 
 
