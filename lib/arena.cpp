@@ -58,7 +58,7 @@ refusal arena::charge(std::size_t bytes, ceiling up_to) noexcept {
   do {
     if (now + bytes > shape_.limit) return refusal::hard_limit;
     if (now + bytes > soft) return refusal::soft_limit;
-  } while (!committed_.compare_exchange_weak(now, now + bytes, acq_rel, acquire));
+  } while (!committed_.compare_exchange_weak(now, now + bytes, release, acquire));
   return refusal::none;
 }
 

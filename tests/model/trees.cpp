@@ -321,16 +321,6 @@ struct grow_to_the_limit : of_store {
   }
 };
 
-/// The same: who is refused sees what the other did before it was charged, for it may yet give back.
-struct refused_at_the_limit : grow_to_the_limit {
-  std::array<plain<bool>, 2> at_work;
-  void thread(unsigned self) override {
-    at_work[self].set(true);
-    grow_to_the_limit::thread(self);
-    if (!got[self]) ORDERLY_EXPECT(at_work[1 - self].get(), "the limit is reached, and nobody was at work");
-  }
-};
-
 /// The source refuses one commit or two: what was half done is undone, and serves later.
 struct rollback : of_store {
   std::array<refusal, 2> why{};
@@ -492,10 +482,26 @@ struct last_slot : scenario {
   }
 };
 
+/// Two want the last chunk below the limit, each for a node of its own: who is refused sees what the other did before it was
+/// charged, for it may yet give back.
+struct last_chunk : scenario {
+  source_book book;
+  geometry shape = virtual_geometry(granule, 2 * granule, 16 * granule, 2 * granule);
+  arena memory{std::make_unique<paper>(book, 2 * granule, 16 * granule), shape};
+  std::array<plain<bool>, 2> at_work;
+  std::array<bool, 2> got{};
+  last_chunk() { ORDERLY_EXPECT(memory.open(), "no memory"); }
+  void thread(unsigned self) override {
+    at_work[self].set(true);
+    got[self] = memory.commit({self, 1}, 2, ceiling::hard) == refusal::none;
+    if (!got[self]) ORDERLY_EXPECT(at_work[1 - self].get(), "the limit is reached, and nobody was at work");
+  }
+  void check() override { ORDERLY_EXPECT(got[0] != got[1], "the chunk is lent to %s", got[0] ? "both" : "nobody"); }
+};
+
 constexpr traits long_ones{.long_bound = 3, .stale = 1};
 const registered<grow> i1("store", "grow", long_ones);
 const registered<grow_to_the_limit> i2("store", "grow-to-the-limit", long_ones);
-const registered<refused_at_the_limit> i10("store", "refused-at-the-limit", long_ones);
 const registered<rollback> i3("store", "rollback", long_ones);
 const registered<rollback_of_the_rest> i4("store", "rollback-of-the-rest", long_ones);
 const registered<rollback_of_two_ranges> i9("store", "rollback-of-two-ranges", long_ones);
@@ -630,6 +636,7 @@ struct slot_trim : of_slots {
 
 const registered<slot_exchange> j1("slots", "exchange");
 const registered<slot_trim> j2("slots", "trim");
+const registered<last_chunk> i10("store", "last-chunk");
 const registered<last_root> j4("buddy", "last-root");
 const registered<last_slot> j5("slots", "last-slot");
 const registered<slot_exchange> j3("slots", "stopped", {.long_bound = 3, .parked = 3});
