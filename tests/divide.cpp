@@ -575,7 +575,7 @@ TEST_CASE("who finds a part sees what was written before the division") {
   findings found;
   for (std::size_t round = 0; round < scaled(200); ++round) {
     void* const block = b.pool->allocate(parts * 256, b[0]);
-    auto* const part = static_cast<std::uint64_t*>(at(block, 17 * 256));
+    auto* const part = static_cast<std::uint64_t*>(static_cast<void*>(at(block, 17 * 256)));
     *part = round;  // plain, here and below
     std::thread finds([&] {
       while (b.pool->block_size(part) == 0) std::this_thread::yield();
