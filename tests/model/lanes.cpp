@@ -833,6 +833,33 @@ struct divided : of_streams {
   }
 };
 
+/// A thread divides a block while another frees it, one that the block is home at, or has no home: one of the two does.
+template <bool at_home>
+struct divided_or_freed : of_streams {
+  static constexpr std::uint32_t live = 0b1111;
+  std::byte* block = nullptr;
+  std::array<bool, 2> done{};
+  divided_or_freed() {
+    in_buffer(8);
+    warm(0, 0);
+    warm(1, 1);
+    block = static_cast<std::byte*>(set_up(0, 4, 0));
+    if (!at_home) ORDERLY_EXPECT(tested->record_stream(block, at(0)) == error::none, "a live block cannot be recorded");
+    streams->finish_all();
+  }
+  void thread(unsigned self) override {
+    done[self] = self == 0 ? tested->try_deallocate(block, 4 * granule, at(0)) == error::none
+                           : tested->divide_settled(block, granule, &live, 1) == error::none;
+  }
+  void check() override {
+    owned.give(block, 4, 0);
+    ORDERLY_EXPECT(done[0] != done[1], "the block is %s", done[0] ? "freed and divided" : "neither freed nor divided");
+    for (std::byte* part = block; done[1] && part < block + 4 * granule; part += granule)
+      ORDERLY_EXPECT(tested->try_deallocate(part, granule, at(0)) == error::none, "a live part is no block");
+    check_idle();
+  }
+};
+
 /// A pool's place behind its handle becomes another pool's.
 struct place_again : of_streams {
   orderly_pool* first = nullptr;
@@ -934,6 +961,8 @@ const registered<front_for_a_capture<false>> k2("lanes", "front-for-a-capture", 
 const registered<front_for_a_capture<true>> k3("lanes", "left-front-for-a-capture", usual);
 const registered<without_fronts> k4("lanes", "without-fronts", costly);
 const registered<divided> k5("divide", "in-a-pool", usual);
+const registered<divided_or_freed<true>> k7("divide", "or-freed-at-home", usual);
+const registered<divided_or_freed<false>> k8("divide", "or-freed", usual);
 const registered<place_again> k6("lanes", "place-again", usual);
 const registered<event_again> j1("lanes", "event-again");
 const registered<event_awaited> j2("lanes", "event-awaited");

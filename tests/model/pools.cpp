@@ -163,6 +163,7 @@ struct double_free : of_pool {
   void check() override {
     owned.give(block, 1, home);
     ORDERLY_EXPECT(accepted[0] || accepted[1], "nobody's free is accepted");
+    ORDERLY_EXPECT(home < 2 || !accepted[0] || !accepted[1], "both frees are accepted, and neither came from home");
     as_thread(home, [&] {  // another class has the parcel unpacked, beside what lies in the front
       void* const pair = must_allocate(2, home);
       void* const one = must_allocate(1, home);
@@ -180,6 +181,52 @@ struct double_free : of_pool {
     ORDERLY_EXPECT(allocate(1, 2) == nullptr, "a fifth granule of four");
     for (void* const each : all) free_sized(each, 1, 2);
   }
+};
+
+/// The same of a block that no front caches: it is freed once.
+struct double_free_of_a_large_one : of_pool {
+  static constexpr std::size_t large = 128;
+  void* block = nullptr;
+  std::array<bool, 2> accepted{};
+  double_free_of_a_large_one() {
+    in_buffer(large);
+    block = set_up(0, large);
+  }
+  void thread(unsigned self) override {
+    accepted[self] = tested->try_deallocate(block, large * granule) == error::none;
+  }
+  void check() override {
+    owned.give(block, large, 0);
+    ORDERLY_EXPECT(accepted[0] != accepted[1], "%s free is accepted", accepted[0] ? "each" : "nobody's");
+    end_threads();
+    test::check_idle(*tested);
+  }
+};
+
+/// Frees far from home of a wrong size, and a second time, are refused, while a pass takes all caches.
+struct wrong_frees : of_pool {
+  void* const block = (in_buffer(4), set_up(0, 1));
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(tested->defragment());
+    ORDERLY_EXPECT(tested->try_deallocate(block, 2 * granule) == error::size_mismatch, "the size is wrong");
+    free_sized(block, 1, 0);
+    ORDERLY_EXPECT(tested->try_deallocate(block, granule) != error::none, "the block was freed before");
+  }
+  void check() override { check_idle(); }
+};
+
+/// So much comes home that a sender empties the inbox, while the home takes and gives.
+struct collected : of_pool {
+  std::array<void*, 2> blocks{};
+  collected() {
+    in_buffer(8);
+    for (void*& each : blocks) each = set_up(0, 1);
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return free_sized(must_allocate(1, 0), 1, 0);
+    for (void* const each : blocks) free_sized(each, 1, 0);
+  }
+  void check() override { check_idle(); }
 };
 
 /// The home exits, while another thread frees what it has handed out.
@@ -422,6 +469,9 @@ const registered<free_at_home_under_a_pass> e5("home", "free-under-a-pass-withou
 const registered<double_free<true>> f1("home", "double-free", small);
 const registered<double_free<true, 2>> f3("home", "double-free-elsewhere", small);
 const registered<double_free<false, 2>> f4("home", "double-free-elsewhere-of-unknown-size", small);
+const registered<double_free_of_a_large_one> f5("home", "double-free-of-a-large-one", small);
+const registered<wrong_frees> f6("home", "wrong-frees", small);
+const registered<collected> f7("home", "collected", small);
 const registered<double_free<false>> f2("home", "double-free-of-unknown-size", small);
 
 const registered<exit_and_return> g1("exit", "return", small_exiting);

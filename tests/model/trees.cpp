@@ -613,6 +613,23 @@ struct slot_exchange : of_slots {
   }
 };
 
+/// The source refuses a commit: the slot is not lost, and serves later.
+struct slot_refused : slot_exchange {
+  slot_refused() { book.refusals = 1; }
+  void check() override {
+    expect_books_agree();
+    expect_all_given();
+    book.refusals = 0;
+    unsigned count = 0;
+    while (const auto b = take(one)) {
+      ++count;
+      expect_committed(*b);
+      ORDERLY_EXPECT(store->memory().decommit(b->n, 0, one / 2), "the source takes back what is its own");
+    }
+    ORDERLY_EXPECT(count == store->shape().slots[store->shape().root_order + 1], "%u slots are left", count);
+  }
+};
+
 /// A pass takes the memory of free slots while another takes one.
 struct slot_trim : of_slots {
   slot_trim() {
@@ -639,6 +656,7 @@ const registered<slot_trim> j2("slots", "trim");
 const registered<last_chunk> i10("store", "last-chunk");
 const registered<last_root> j4("buddy", "last-root");
 const registered<last_slot> j5("slots", "last-slot");
+const registered<slot_refused> j6("slots", "refused");
 const registered<slot_exchange> j3("slots", "stopped", {.long_bound = 3, .parked = 3});
 
 }  // namespace
