@@ -305,7 +305,7 @@ TEST_CASE("threads commit and decommit chunks of one root; the limit holds, and 
 TEST_CASE("who is refused by the limit knows who was charged") {
   watched_arena watched(1);
   want_the_last(
-      scaled(2000),
+      scaled(20000),
       [&] {
         for (const std::uint32_t each : {0U, 1U}) static_cast<void>(watched.memory.decommit(watched.chunk_node(each)));
       },

@@ -548,7 +548,7 @@ TEST_CASE("threads share many roots, and memory comes and goes") {
 TEST_CASE("who finds the last root gone knows who took it") {
   std::unique_ptr<forest> f;
   want_the_last(
-      scaled(400),
+      scaled(4000),
       [&] {
         f = std::make_unique<forest>(many_roots());
         for (std::uint64_t left = f->shape.tree_granules >> f->shape.root_order; left > 1; --left)

@@ -576,13 +576,15 @@ TEST_CASE("who finds a part sees what was written before the division") {
   for (std::size_t round = 0; round < scaled(200); ++round) {
     void* const block = b.pool->allocate(parts * 256, b[0]);
     auto* const part = static_cast<std::uint64_t*>(static_cast<void*>(at(block, 17 * 256)));
-    *part = round;  // plain, here and below
-    std::thread finds([&] {
+    run_threads(2, [&](std::size_t self) {
+      if (self == 0) {
+        *part = round;  // plain, here and below
+        found.expect(b.pool->divide_settled(block, 256, live) == error::none, "refused");
+        return;
+      }
       while (b.pool->block_size(part) == 0) std::this_thread::yield();
       found.expect((*part)++ == round, "a part is there, and its bytes are not");
     });
-    found.expect(b.pool->divide_settled(block, 256, live) == error::none, "refused");
-    finds.join();
     for (std::size_t i = 0; i < parts; ++i) b.pool->deallocate(at(block, i * 256), 256, b[0]);
   }
   ORDERLY_CHECK_FINDINGS(found);

@@ -128,7 +128,7 @@ TEST_CASE("who finds the last node gone knows who took it, by a pop or with all"
     free_list list;
     const auto empty = [&] { static_cast<void>(list.take_all()); };
     want_the_last(
-        scaled(2000),
+        scaled(20000),
         [&] {
           empty();
           list.push(table.data(), 0);

@@ -276,7 +276,7 @@ TEST_CASE("who finds the last slot gone knows who took it") {
     return watched->tested.take(14, 513, ceiling::hard, why).has_value();
   };
   want_the_last(
-      scaled(400),
+      scaled(4000),
       [&] {
         watched = std::make_unique<watched_slots>(2048);
         static_cast<void>(take());

@@ -640,7 +640,7 @@ TEST_CASE("of two threads that take settled blocks one waits for the work, and b
       settled[self] = block;
     });
     for (void* const block : settled) b.tested->deallocate(block, half, b[1]);
-    check_idle(*b.tested);
+    CHECK(b.tested->synchronize());
   }
   ORDERLY_CHECK_FINDINGS(found);
 }

@@ -468,6 +468,39 @@ struct graph_ends : of_streams {
   }
 };
 
+/// A graph's block is not divided, for the graph uses it whole; when the graph has gone it is.
+struct graph_divided : of_streams {
+  static constexpr std::uint32_t live = 0b11;
+  std::byte* block = nullptr;
+  bool divided = false;
+  graph_divided() {
+    in_buffer(2);
+    as_thread(0, [&] {
+      ORDERLY_EXPECT(tested->begin_capture(at(0)) == error::none, "the stream does not capture");
+      streams->capturing[0] = 7;
+      block = static_cast<std::byte*>(must_allocate(2, 0));
+      static_cast<void>(tested->end_capture(at(0)));
+      streams->capturing[0] = 0;
+    });
+  }
+  [[nodiscard]] bool divide() {
+    return tested->divide_settled(block, granule, &live, 1) == error::none;
+  }
+  void thread(unsigned self) override {
+    if (self == 1) return static_cast<void>(tested->defragment());
+    ORDERLY_EXPECT(!divide(), "a graph's block is divided");
+    streams->end_graphs();
+  }
+  void check() override {
+    static_cast<void>(tested->defragment());
+    ORDERLY_EXPECT(divide(), "the graph is gone, and its block is not divided");
+    owned.give(block, 2, 0);
+    for (std::byte* const part : {block, block + granule})
+      ORDERLY_EXPECT(tested->try_deallocate(part, granule, at(0)) == error::none, "a live part is no block");
+    check_books();
+  }
+};
+
 /// A block that was freed in another stream than that of its home's front.
 struct freed_elsewhere : of_streams {
   void* block = nullptr;
@@ -963,6 +996,7 @@ const registered<without_fronts> k4("lanes", "without-fronts", costly);
 const registered<divided> k5("divide", "in-a-pool", usual);
 const registered<divided_or_freed<true>> k7("divide", "or-freed-at-home", usual);
 const registered<divided_or_freed<false>> k8("divide", "or-freed", usual);
+const registered<graph_divided> k9("divide", "of-a-graph", usual);
 const registered<place_again> k6("lanes", "place-again", usual);
 const registered<event_again> j1("lanes", "event-again");
 const registered<event_awaited> j2("lanes", "event-awaited");

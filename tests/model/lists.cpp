@@ -256,6 +256,11 @@ struct exchange : of_depot {
     while (pop(2) != 0) {
     }
     expect_all(6);
+    for (depot::spare& each : spares) tested.keep(each);
+    free_list heap;
+    const std::uint32_t block = 0;
+    for (std::uint32_t i = 0; i < bounds::magazines; ++i)
+      ORDERLY_EXPECT(tested.send(heap, 1, {&block, 1}, nullptr), "%u magazines are left of %u", i, bounds::magazines);
     ORDERLY_EXPECT(shelves.height(1) == 0, "an empty depot counts %u magazines", shelves.height(1));
   }
 };

@@ -118,6 +118,21 @@ struct press_on_a_front : of_pool {
   void check() override { check_idle(); }
 };
 
+/// The same after a refusal, which is nothing to go by once memory is there.
+struct press_after_a_refusal : of_pool {
+  press_after_a_refusal() {
+    in_buffer(2);
+    std::array<void*, 2> all;
+    for (void*& each : all) each = set_up(1, 1);
+    as_thread(1, [&] {
+      ORDERLY_EXPECT(allocate(1, 1) == nullptr, "a third granule of two");
+      for (void* const each : all) free_sized(each, 1, 1);
+    });
+  }
+  void thread(unsigned self) override { free_sized(must_allocate(1, self), 1, self); }
+  void check() override { check_idle(); }
+};
+
 /// A block goes home from another thread, while its home takes and gives.
 struct return_home : of_pool {
   void* const block = (in_buffer(4), set_up(0, 1));
@@ -461,6 +476,7 @@ const registered<pair_and_single> c2("pool", "pair-and-single-without-barrier", 
 const registered<press_on_a_front> d1("pool", "press-on-a-front", usual);
 const registered<press_on_a_front> d2("pool", "press-on-a-front-barrier-refused", refused);
 
+const registered<press_after_a_refusal> d3("pool", "press-after-a-refusal", small);
 const registered<return_home> e1("home", "return", small);
 const registered<return_home_under_a_pass> e2("home", "return-under-a-pass", small);
 const registered<return_home_under_a_pass> e3("home", "return-under-a-pass-without-barrier", usual_without);

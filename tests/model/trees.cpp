@@ -197,6 +197,29 @@ struct hints_out_of_date : of_tree {
   void check() override { expect_merged(); }
 };
 
+/// A hint out of date lies above another, and its node becomes free again: it stays where it is, and the other is not lost.
+struct hint_above_another : of_tree {
+  hint_above_another() {
+    take_singles(0);
+    for (const std::uint32_t i : {3U, 1U, 0U}) give({i, 0});  // 0 merges with 1, whose hint stays
+  }
+  void thread(unsigned self) override {
+    if (self == 1) {
+      if (const auto n = take(0, self)) give(*n);
+    } else if (const auto pair = tree->claim(1)) {
+      const node kept = tree->split(*pair, 0);
+      own(kept, whole, self);
+      tree->word(kept).store(test::live_bits(whole), relaxed);
+      give(kept);
+    }
+  }
+  void check() override {
+    expect_sound();
+    give({2, 0});
+    expect_merged();
+  }
+};
+
 /// A granule comes back beside one that stays in use, so it stays by itself and must be found, while another takes and gives.
 struct beside_a_live_one : of_tree {
   beside_a_live_one() : of_tree(2) { take_singles(0); }
@@ -223,6 +246,7 @@ const registered<take_halves> c2("buddy", "take-halves-of-three", three);
 const registered<take_against_give> d1("buddy", "take-against-give");
 const registered<split_against_give> e1("buddy", "split-against-give");
 const registered<trimmed> f1("buddy", "trimmed");
+const registered<hint_above_another> g3("buddy", "hint-above-another");
 const registered<hints_out_of_date> g1("buddy", "hints-out-of-date");
 const registered<hints_out_of_date> h1("buddy", "stopped", {.long_bound = 3, .parked = 3});
 
@@ -374,6 +398,8 @@ struct rollback_of_two_ranges : rollback {
     for (auto& each : others)
       if (each) give(*each);
     expect_all_given();
+    book.refusals = 0;
+    ORDERLY_EXPECT(take(8).has_value(), "what was rolled back serves no more");
   }
 };
 
@@ -493,8 +519,11 @@ struct last_chunk : scenario {
   last_chunk() { ORDERLY_EXPECT(memory.open(), "no memory"); }
   void thread(unsigned self) override {
     at_work[self].set(true);
-    got[self] = memory.commit({self, 1}, 2, ceiling::hard) == refusal::none;
-    if (!got[self]) ORDERLY_EXPECT(at_work[1 - self].get(), "the limit is reached, and nobody was at work");
+    const refusal why = memory.commit({self, 1}, 2, ceiling::hard);
+    got[self] = why == refusal::none;
+    if (got[self]) return;
+    ORDERLY_EXPECT(why == refusal::hard_limit, "refused for another reason than the limit");
+    ORDERLY_EXPECT(at_work[1 - self].get(), "the limit is reached, and nobody was at work");
   }
   void check() override { ORDERLY_EXPECT(got[0] != got[1], "the chunk is lent to %s", got[0] ? "both" : "nobody"); }
 };
