@@ -83,6 +83,7 @@ void registered_pool::withdraw() noexcept {
   const uncancelled here;
   std::unique_lock lock(pools.list);
   pools.unpinned.wait(lock, [&] { return pins_ == 0; });
+  writes_plain(this);
 }
 
 bool served_elsewhere(const void* pointer, const registered_pool* self) noexcept {
@@ -114,6 +115,7 @@ void detach_if_alive(std::uint64_t serial, front& of) noexcept {
     ++found->pins_;
   }
   found->detach(of);
+  reads_plain(found);
   const std::lock_guard lock(pools.list);
   if (--found->pins_ == 0) pools.unpinned.notify_all();
 }

@@ -257,8 +257,14 @@ struct exchange : of_depot {
     }
     expect_all(6);
     for (depot::spare& each : spares) tested.keep(each);
-    free_list heap;
     const std::uint32_t block = 0;
+    for (int i = 0; i < 3; ++i)
+      ORDERLY_EXPECT(tested.push(shelves, 1, {&block, 1}, 8, &spares[3]), "there are magazines");
+    std::array<std::uint32_t, max_magazine_blocks> out;
+    while (tested.pop(shelves, 1, out, &spares[3]) != 0) {
+    }
+    tested.keep(spares[3]);
+    free_list heap;
     for (std::uint32_t i = 0; i < bounds::magazines; ++i)
       ORDERLY_EXPECT(tested.send(heap, 1, {&block, 1}, nullptr), "%u magazines are left of %u", i, bounds::magazines);
     ORDERLY_EXPECT(shelves.height(1) == 0, "an empty depot counts %u magazines", shelves.height(1));

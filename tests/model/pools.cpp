@@ -244,6 +244,59 @@ struct collected : of_pool {
   void check() override { check_idle(); }
 };
 
+/// A free at home of a block that another thread frees as well, and sends home in a parcel that it empties the inbox for.
+struct double_free_collected : of_pool {
+  std::array<void*, 2> blocks{};
+  std::array<bool, 2> accepted{};
+  double_free_collected() {
+    in_buffer(4);
+    for (void*& each : blocks) each = set_up(0, 1);
+  }
+  void thread(unsigned self) override {
+    if (self == 1) free_sized(blocks[0], 1, 0);
+    accepted[self] = tested->try_deallocate(blocks[1], granule) == error::none;
+  }
+  void check() override {
+    owned.give(blocks[1], 1, 0);
+    ORDERLY_EXPECT(accepted[0] || accepted[1], "nobody's free is accepted");
+    end_threads();
+    test::check_idle(*tested);
+    std::array<void*, 4> all;
+    for (void*& each : all) each = must_allocate(1, 2);
+    ORDERLY_EXPECT(allocate(1, 2) == nullptr, "a fifth granule of four");
+    for (void* const each : all) free_sized(each, 1, 2);
+  }
+};
+
+/// Blocks so small that a front takes two at once, and keeps a free of another's until there are two. A thread exits with
+/// one: nothing is lost.
+struct small_blocks : of_pool {
+  static constexpr std::size_t bytes = 4096;
+  void* block = nullptr;
+  small_blocks() {
+    options settings = silent();
+    settings.granule = bytes;
+    tested = std::make_unique<pool>(std::make_unique<paper>(book, 0, 4 * bytes), settings);
+    as_thread(0, [&] { block = must_allocate_small(); });
+  }
+  void* must_allocate_small() {
+    void* const taken = tested->try_allocate(bytes);
+    ORDERLY_EXPECT(taken != nullptr, "a block is refused, and was there all the time");
+    return taken;
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return tested->deallocate(must_allocate_small(), bytes);
+    tested->deallocate(block, bytes);
+  }
+  void check() override {
+    end_threads();
+    test::check_idle(*tested);
+    std::array<void*, 4> all;
+    for (void*& each : all) each = must_allocate_small();
+    for (void* const each : all) tested->deallocate(each, bytes);
+  }
+};
+
 /// The home exits, while another thread frees what it has handed out.
 /// The depot is full, so what comes home to a front without a thread goes to the store.
 struct exit_and_return : of_pool {
@@ -486,6 +539,8 @@ const registered<double_free<true>> f1("home", "double-free", small);
 const registered<double_free<true, 2>> f3("home", "double-free-elsewhere", small);
 const registered<double_free<false, 2>> f4("home", "double-free-elsewhere-of-unknown-size", small);
 const registered<double_free_of_a_large_one> f5("home", "double-free-of-a-large-one", small);
+const registered<double_free_collected> f8("home", "double-free-collected", small);
+const registered<small_blocks> g7("exit", "small-blocks", small_exiting);
 const registered<wrong_frees> f6("home", "wrong-frees", small);
 const registered<collected> f7("home", "collected", small);
 const registered<double_free<false>> f2("home", "double-free-of-unknown-size", small);
