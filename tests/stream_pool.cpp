@@ -32,7 +32,8 @@ using namespace orderly::test;
 
 namespace {
 
-/// Refuses records while it is told to, and parks the thread of the next query so many instructions behind it.
+/// Refuses records while it is told to, and parks a thread so many instructions behind its next query, and another so many
+/// behind its next question which stream a handle names.
 class stopping_driver final : public stream_driver {
  public:
   explicit stopping_driver(std::shared_ptr<stream_driver> inner) : inner_(std::move(inner)) {}
@@ -40,24 +41,32 @@ class stopping_driver final : public stream_driver {
     return std::make_shared<stopping_driver>(std::move(inner));
   }
 
-  std::uint64_t identity(stream_handle stream) noexcept override { return inner_->identity(stream); }
+  std::uint64_t identity(stream_handle stream) noexcept override {
+    if (const unsigned steps = identity_stops_after.exchange(0); steps != 0) in_identity->park(steps);
+    return inner_->identity(stream);
+  }
   bool is_per_thread(stream_handle stream) noexcept override { return inner_->is_per_thread(stream); }
   std::uint64_t capture(stream_handle stream) noexcept override { return inner_->capture(stream); }
   event_handle record(stream_handle stream) noexcept override {
-    return refuses.load() ? nullptr : inner_->record(stream);
+    if (!refuses.load()) return inner_->record(stream);
+    refused = true;
+    return nullptr;
   }
   bool wait(stream_handle stream, event_handle event) noexcept override { return inner_->wait(stream, event); }
   event_status query(event_handle event) noexcept override {
     const event_status found = inner_->query(event);
-    if (const unsigned steps = stops_after.exchange(0); steps != 0) stopped->park(steps);
+    if (const unsigned steps = query_stops_after.exchange(0); steps != 0) in_query->park(steps);
     return found;
   }
   bool synchronize(event_handle event) noexcept override { return inner_->synchronize(event); }
   void release(event_handle event) noexcept override { inner_->release(event); }
 
   std::atomic<bool> refuses = false;
-  std::atomic<unsigned> stops_after = 0;
-  parkable* stopped = nullptr;
+  std::atomic<bool> refused = false;
+  std::atomic<unsigned> query_stops_after = 0;
+  std::atomic<unsigned> identity_stops_after = 0;
+  parkable* in_query = nullptr;
+  parkable* in_identity = nullptr;
 
  private:
   std::shared_ptr<stream_driver> inner_;
@@ -663,18 +672,28 @@ TEST_CASE("of two threads that take settled blocks one waits for the work, and b
   for (std::size_t round = 0; round < scaled(100); ++round) {
     bench b(2, 2 * half, software_schedule::workers, {}, 0, true);
     std::array<void*, 2> blocks;
-    for (void*& each : blocks) {
-      each = b.tested->allocate(half, b[0]);
-      b.stream[0].enqueue([block = each, round] { *static_cast<std::uint64_t*>(block) = round; });  // plain, here and below
-    }
-    for (void* const each : blocks) b.tested->deallocate(each, half, b[0]);
-    std::atomic<bool> first = true;
-    run_threads(2, [&](std::size_t self) {
-      while (self == 1 && first.load(std::memory_order_relaxed)) std::this_thread::yield();
+    std::atomic<bool> known = false;
+    std::atomic<bool> over = false;
+    const auto settle = [&](std::size_t self) {
       auto* const block = static_cast<std::uint64_t*>(b.tested->allocate_settled(half, 1, b[1]));
       found.expect((*block)++ == round, "the work is said to be done, and its bytes are not there");
-      first.store(false, std::memory_order_relaxed);
       blocks[self] = block;
+    };
+    run_threads(2, [&](std::size_t self) {
+      if (self == 1) {
+        b.tested->deallocate(b.tested->allocate(half, b[1]), half, b[1]);  // it knows the stream
+        known = true;
+        while (!over.load(std::memory_order_relaxed)) std::this_thread::yield();
+        return settle(1);
+      }
+      while (!known.load()) std::this_thread::yield();
+      for (void*& each : blocks) {
+        each = b.tested->allocate(half, b[0]);
+        b.stream[0].enqueue([block = each, round] { *static_cast<std::uint64_t*>(block) = round; });  // plain
+      }
+      for (void* const each : blocks) b.tested->deallocate(each, half, b[0]);
+      settle(0);
+      over.store(true, std::memory_order_relaxed);
     });
     for (void* const each : blocks) b.tested->deallocate(each, half, b[1]);
     CHECK(b.tested->synchronize());
@@ -686,65 +705,92 @@ TEST_CASE("of two threads that take settled blocks one waits for the work, and b
 
 TEST_CASE("in safe mode a pass is stopped at any instruction while a free gets no mark: no earlier mark covers the block") {
   if (sanitized) return;
-  constexpr std::size_t rounds = 400;
-  constexpr unsigned stride = 7;  // instructions from one stop to the next
+  constexpr std::size_t rounds = 80;
+  constexpr unsigned stride = 5;  // instructions from one stop of the pass to the next
   constexpr std::size_t bytes = 1024;
   constexpr std::size_t alignment = 4096;  // such a block goes past caches
   findings found;
-  parkable stopped;
-  bench* now = nullptr;
-  std::atomic<std::size_t> begun = 0;
-  std::atomic<std::size_t> done = 0;
+  parkable pass;
+  parkable freeing;
+  std::atomic<bench*> passed = nullptr;
+  std::atomic<bench*> freed_in = nullptr;
+  std::atomic<void*> to_free = nullptr;
+  std::atomic<bool> over = false;
   std::thread passes([&] {
-    stopped.enter();
-    for (std::size_t round = 1; round <= rounds; ++round) {
-      while (begun.load() != round) std::this_thread::yield();
-      static_cast<void>(now->tested->defragment());
-      done = round;
+    for (pass.enter(); !over.load(); std::this_thread::yield()) {
+      if (bench* const b = passed.load(); b != nullptr) {
+        static_cast<void>(b->tested->defragment());
+        passed = nullptr;
+      }
     }
-    while (begun.load() <= rounds) std::this_thread::yield();
-    stopped.leave();
+    pass.leave();
   });
-  for (std::size_t round = 1; round <= rounds; ++round) {
+  std::thread frees([&] {
+    for (freeing.enter(); !over.load(); std::this_thread::yield()) {
+      if (bench* const b = freed_in.load(); b != nullptr) {
+        b->tested->deallocate(to_free.load(), bytes, (*b)[1]);
+        freed_in = nullptr;
+      }
+    }
+    freeing.leave();
+  });
+  const auto soon = [](const auto& met) { return comes_true(met, std::chrono::milliseconds(20)); };
+  // The free has found its lane, and given the mutex back that a pass needs, but has not asked for its mark.
+  unsigned steps = 300;
+  std::size_t met = 0;
+  std::size_t round = 1;
+  for (std::size_t attempt = 0; round <= rounds && attempt < 20 * rounds; ++attempt) {
     stream_options settings;
     settings.safe_mode = true;
     bench b(2, mib, software_schedule::lazy, settings, 0, true, stopping_driver::wrap);
     auto& driver = static_cast<stopping_driver&>(*b.driver);
-    driver.stopped = &stopped;
-    const auto use_late = [&](std::size_t in) { b.stream[in].enqueue([] {}); };
+    driver.in_query = &pass;
+    driver.in_identity = &freeing;
     void* const first = b.tested->allocate(bytes, alignment, b[0]);  // its batch is asked about before the other lane's turn
-    use_late(0);
+    b.stream[0].enqueue([] {});
     b.tested->deallocate(first, bytes, b[0]);
     static_cast<void>(b.tested->defragment());
     void* const marked = b.tested->allocate(bytes, alignment, b[1]);
     void* const unmarked = b.tested->allocate(bytes, alignment, b[1]);
     b.tested->deallocate(marked, bytes, b[1]);
     b.stream[1].synchronize();
-    use_late(1);
+    b.stream[1].enqueue([] {});  // uses the block
     driver.refuses = true;
-    stopped.forget();
-    driver.stops_after = stride * static_cast<unsigned>(round);
-    now = &b;
-    begun = round;
-    while (!stopped.parked()) std::this_thread::yield();
-    std::atomic<bool> freed = false;
-    std::thread frees([&] {
-      b.tested->deallocate(unmarked, bytes, b[1]);
-      freed = true;
-    });
+    freeing.forget();
+    driver.identity_stops_after = steps;
+    to_free = unmarked;
+    freed_in = &b;
+    while (!freeing.parked()) std::this_thread::yield();
+    bool too_late = driver.refused.load();
+    pass.forget();
+    driver.query_stops_after = stride * static_cast<unsigned>(round);
+    passed = &b;
+    const bool stuck = !soon([&] { return pass.parked(); });
+    const bool too_early = stuck && driver.query_stops_after.load() != 0;  // it does not get the mutex
+    too_late = too_late || (stuck && !too_early);
+    freeing.release();
     // Where the pass holds a mutex the free waits for it.
-    static_cast<void>(comes_true([&] { return freed.load(); }, std::chrono::milliseconds(10)));
-    stopped.release();
-    frees.join();
-    while (done.load() != round) std::this_thread::yield();
-    found.expect(b.tested->stats().held >= 2 * bytes, "stopped after ", stride * round,
-                 " instructions: what work still uses is everybody's");
-    driver.refuses = false;
+    if (!too_early && !too_late) met += soon([&] { return freed_in.load() == nullptr; });
+    while (!pass.parked()) std::this_thread::yield();
+    pass.release();
+    while (passed.load() != nullptr || freed_in.load() != nullptr) std::this_thread::yield();
+    if (too_early) {
+      steps += 11;
+    } else if (too_late) {
+      steps -= 7;
+    } else {
+      found.expect(b.tested->stats().held >= 2 * bytes, "stopped after ", stride * round,
+                   " instructions: what work still uses is everybody's");
+      ++round;
+    }
     static_cast<void>(b.tested->synchronize());  // nobody can tell what has no mark
   }
-  begun = rounds + 1;
+  over = true;
   passes.join();
+  frees.join();
   ORDERLY_CHECK_FINDINGS(found);
+  CHECK(round > rounds);
+  CHECK(met > 0);
 }
 
 #endif
