@@ -7,6 +7,7 @@
 
 #include "orderly/pool.hpp"
 #include "peer/peer.hpp"
+#include "peer/watched.hpp"
 
 namespace orderly::bench {
 
@@ -15,7 +16,7 @@ class orderly_peer {
   static constexpr std::string_view name = "orderly";
   static constexpr bool arena = true;
 
-  explicit orderly_peer(const arena_config& config) : pool_(options_for(config)) {}
+  explicit orderly_peer(const arena_config& config) : pool_(watched_host_source(config.watcher), options_for(config)) {}
 
   [[nodiscard]] static options options_for(const arena_config& config) {
     options settings{.capacity = config.capacity,
@@ -35,6 +36,7 @@ class orderly_peer {
 
   [[nodiscard]] std::size_t committed() const noexcept { return pool_.stats().committed; }
   [[nodiscard]] std::size_t peak_committed() const noexcept { return pool_.stats().peak_committed; }
+  [[nodiscard]] const pool& memory() const noexcept { return pool_; }
   [[nodiscard]] std::size_t rounded(std::size_t bytes) const noexcept { return pool_.rounded(bytes); }
 
  private:

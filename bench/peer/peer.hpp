@@ -5,14 +5,24 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
 
 #include "orderly/software_stream.hpp"
+#include "orderly/stats.hpp"
 
 namespace orderly::bench {
+
+/// Is told what memory a pool of orderly holds, by the threads that use the pool.
+class memory_watcher {
+ public:
+  virtual ~memory_watcher() = default;
+  virtual void committed(const void* address, std::size_t bytes) noexcept = 0;
+  virtual void decommitted(const void* address, std::size_t bytes) noexcept = 0;
+};
 
 /// How a peer with an arena of its own is set up; general-purpose allocators ignore it.
 struct arena_config {
@@ -22,12 +32,25 @@ struct arena_config {
   software_schedule schedule = software_schedule::workers;  ///< when streams work
   std::size_t run_ahead = 1024;                  ///< most pieces of work that wait in a stream, at least 1
   double slack = -1;                             ///< see orderly::options; negative: orderly's default
+  memory_watcher* watcher = nullptr;             ///< outlives the peer; null: nobody
 };
 
 /// What a peer has put into streams so far.
 struct stream_work {
   std::uint64_t records = 0;  ///< events
   std::uint64_t waits = 0;    ///< of streams for events
+};
+
+/// The inside of a pool. At quiescence all of it is of one instant.
+class pool_view {
+ public:
+  virtual ~pool_view() = default;
+  [[nodiscard]] virtual statistics stats() const noexcept = 0;
+  [[nodiscard]] virtual std::size_t granule() const noexcept = 0;
+  /// Length of the live block that starts there.
+  [[nodiscard]] virtual std::size_t block_size(const void* pointer) const noexcept = 0;
+  /// Every block in address order, free and cached ones included.
+  virtual void each_block(const std::function<void(const block_info&)>& visit) const = 0;
 };
 
 /// A peer for code that chooses at run time (the replay). Benchmarks use the peer's static type instead.
@@ -52,6 +75,9 @@ class any_peer {
   virtual void use_in(std::size_t, void*) {}
   /// None: the peer knows no streams.
   [[nodiscard]] virtual std::optional<stream_work> made() const noexcept { return std::nullopt; }
+
+  /// Null: the peer is no pool of orderly, or one that commits nothing piecewise. Then it has no use for a watcher either.
+  [[nodiscard]] virtual const pool_view* inside() const noexcept { return nullptr; }
 };
 
 struct peer_entry {

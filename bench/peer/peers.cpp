@@ -5,6 +5,8 @@
 #include <memory>
 #include <vector>
 
+#include "peer/watched.hpp"
+
 namespace orderly::bench {
 namespace {
 
@@ -35,8 +37,16 @@ class adapter final : public any_peer {
     return 0;
   }
 
+  [[nodiscard]] const pool_view* inside() const noexcept override { return view_.get(); }
+
  private:
+  [[nodiscard]] static std::unique_ptr<pool_view> look_into(const Peer& peer) {
+    if constexpr (requires { peer.memory(); }) return std::make_unique<view_of<pool>>(peer.memory());
+    return nullptr;
+  }
+
   Peer peer_;
+  std::unique_ptr<pool_view> view_ = look_into(peer_);
 };
 
 template <static_peer Peer>

@@ -9,6 +9,7 @@
 #include "orderly/stream_pool.hpp"
 #include "peer/orderly.hpp"
 #include "peer/peer.hpp"
+#include "peer/watched.hpp"
 #include "stream/peers.hpp"
 #include "stream/software.hpp"
 
@@ -86,6 +87,10 @@ class adapter final : public any_peer {
   [[nodiscard]] std::size_t committed() const noexcept override { return pool_.committed(); }
   [[nodiscard]] std::size_t peak_committed() const noexcept override { return pool_.peak_committed(); }
   [[nodiscard]] std::optional<stream_work> made() const noexcept override { return pool_.made(); }
+  [[nodiscard]] const pool_view* inside() const noexcept override {
+    if constexpr (requires { pool_.inside(); }) return pool_.inside();
+    return nullptr;
+  }
 
  private:
   stream_set streams_;
@@ -98,7 +103,8 @@ class orderly_streams {
  public:
   orderly_streams(const arena_config& config, const software_device& device)
       : buffer_(Flat ? std::optional<lazy_buffer>(std::in_place, held(config)) : std::nullopt),
-        pool_(Flat ? make_fixed_buffer_source(buffer_->begin(), held(config)) : make_host_source(), device.driver(),
+        pool_(Flat ? make_fixed_buffer_source(buffer_->begin(), held(config)) : watched_host_source(config.watcher),
+              device.driver(),
               settings(config)) {}
 
   [[nodiscard]] void* allocate(std::size_t bytes, stream_handle stream) noexcept {
@@ -114,6 +120,7 @@ class orderly_streams {
     const stream_statistics now = pool_.stats();
     return {now.events_recorded, now.waits};
   }
+  [[nodiscard]] const pool_view* inside() const noexcept { return Flat ? nullptr : &view_; }
 
  private:
   [[nodiscard]] static std::size_t held(const arena_config& config) noexcept {
@@ -130,6 +137,7 @@ class orderly_streams {
   }
   std::optional<lazy_buffer> buffer_;
   stream_pool pool_;
+  view_of<stream_pool> view_{pool_};
 };
 
 class classic_streams {

@@ -12,12 +12,17 @@
 
 #include "child.hpp"
 #include "clock.hpp"
+#include "history.hpp"
 #include "measure.hpp"
 #include "options.hpp"
+#include "orderly/source.hpp"
+#include "page.hpp"
 #include "peer/peer.hpp"
 #include "plot.hpp"
 #include "progress.hpp"
 #include "report.hpp"
+#include "snapshot.hpp"
+#include "state.hpp"
 #include "trace.hpp"
 
 namespace orderly::bench {
@@ -98,7 +103,7 @@ class session {
       : options_(options),
         traces_(traces),
         chosen_(choose_peers(options.allocators)),
-        bar_(traces.size() * chosen_.size() * (options.plot.empty() ? 1 : 2)) {}
+        bar_(traces.size() * chosen_.size() * (draws() ? 2 : 1)) {}
 
   /// The status to exit with.
   int run() {
@@ -109,10 +114,13 @@ class session {
     bar_.clear();
     if (!options_.json.empty()) write_json(options_.json, sections_, options_, scale_);
     if (!options_.plot.empty()) draw(options_.plot, pictures_);
+    if (options_.look_inside()) write_states();
     return status_;
   }
 
  private:
+  [[nodiscard]] bool draws() const { return !options_.plot.empty() || options_.look_inside(); }
+
   void measure_trace(const std::filesystem::path& file, const trace& recorded) {
     const std::size_t threads = options_.threads != 0 ? options_.threads : processors();
     const replay_plan plan = plan_replay(recorded, threads);
@@ -125,7 +133,7 @@ class session {
     }
     bar_.clear();
     print_table(std::cout, section, options_);
-    if (!options_.plot.empty()) pictures_.push_back(picture_of(section, recorded, plan));
+    if (draws()) look_at(section, recorded, plan);
     sections_.push_back(std::move(section));
   }
 
@@ -148,7 +156,7 @@ class session {
     return row;
   }
 
-  picture picture_of(const report_section& section, const trace& recorded, const replay_plan& plan) {
+  void look_at(const report_section& section, const trace& recorded, const replay_plan& plan) {
     picture shown;
     shown.title = recorded.name;
     shown.subtitle = "memory held by each allocator, " + std::to_string(plan.threads.size()) +
@@ -162,26 +170,40 @@ class session {
       live = call.what == action::allocate ? live + call.bytes : live - call.bytes;
       shown.live[i / shown.interval] = std::max(shown.live[i / shown.interval], live);
     }
+    traced_memory traced{section.file, recorded.name, shown.events, recorded.threads, plan.threads.size(),
+                         options_.limit, shown.interval, shown.live, {}, {}};
     for (std::size_t i = 0; i < chosen_.size(); ++i) {
       bar_.begin("picture of " + recorded.name + ", " + std::string(chosen_[i]->name));
-      if (section.rows[i].measured) add_curve(shown, *chosen_[i], recorded, plan);
+      if (section.rows[i].measured) add_curve(shown, traced, *chosen_[i], recorded, plan);
       bar_.finish_step();
     }
-    return shown;
+    traced.curves = shown.curves;
+    states_.push_back(std::move(traced));
+    pictures_.push_back(std::move(shown));
   }
 
   /// One more replay, which samples what the allocator holds and notes where its blocks lie.
-  void add_curve(picture& shown, const peer_entry& entry, const trace& recorded, const replay_plan& plan) {
+  void add_curve(picture& shown, traced_memory& traced, const peer_entry& entry, const trace& recorded,
+                 const replay_plan& plan) {
     const shared_array<std::uint64_t> committed(shown.live.size());
     const shared_array<std::uint64_t> addresses(recorded.blocks);
+    const shared_array<bool> looked_inside(1);
+    handed_over history;
     const std::string error = in_child([&] {
-      const std::unique_ptr<any_peer> peer = entry.make(arena_for(options_, recorded));
+      history_recorder recorder(plan, shown.interval);
+      arena_config arena = arena_for(options_, recorded);
+      if (options_.look_inside()) arena.watcher = &recorder;
+      const std::unique_ptr<any_peer> peer = entry.make(arena);
       if (peer == nullptr) throw std::runtime_error("not available here");
       observation seen;
       seen.interval = shown.interval;
+      if (options_.look_inside() && peer->inside() != nullptr) seen.observer = &recorder;
       replay(*peer, plan, {.touch = options_.touch}, &seen);
       std::ranges::copy(seen.committed, committed.values().begin());
       std::ranges::copy(seen.addresses, addresses.values().begin());
+      if (seen.observer == nullptr) return;
+      looked_inside.values().front() = true;
+      history.write(std::move(recorder).finish());
     });
     if (!error.empty()) {
       bar_.clear();
@@ -194,6 +216,29 @@ class session {
     const bool known = std::ranges::any_of(values, [](std::uint64_t bytes) { return bytes != 0; });
     if (known) shown.curves.push_back({std::string(entry.name), {values.begin(), values.end()}});
     if (shown.map_name.empty() && entry.arena) add_map(shown, entry, recorded, addresses.values());
+    if (looked_inside.values().front()) add_history(traced, entry, recorded, plan, history.read());
+  }
+
+  void add_history(traced_memory& traced, const peer_entry& entry, const trace& recorded, const replay_plan& plan,
+                   memory_history history) const {
+    history.allocator = entry.name;
+    history.chunk = options_.chunk != 0 ? options_.chunk : make_host_source()->preferred_chunk();
+    complete(history, recorded, plan);
+    traced.histories.push_back(std::move(history));
+  }
+
+  void write_states() {
+    const auto has_history = [](const traced_memory& traced) { return !traced.histories.empty(); };
+    if (!std::ranges::all_of(states_, has_history)) {
+      std::fputs("orderly-replay: there is nothing inside to look at: none of the allocators that served the trace is a "
+                 "pool of orderly that commits chunks\n",
+                 stderr);
+      status_ = not_measured;
+    }
+    const std::string document = state_document(states_);
+    if (!options_.state.empty()) write_text(options_.state, document);
+    if (!options_.html.empty()) write_text(options_.html, page_with(document));
+    if (!options_.snapshot.empty() && has_history(states_.front())) write_snapshot(options_.snapshot, document);
   }
 
   static void add_map(picture& shown, const peer_entry& entry, const trace& recorded,
@@ -232,6 +277,7 @@ class session {
   clock_scale scale_ = calibrate_clock();
   std::vector<report_section> sections_;
   std::vector<picture> pictures_;
+  std::vector<traced_memory> states_;  // one for each picture
   int status_ = success;
 };
 
@@ -249,7 +295,7 @@ int run(int count, const char* const* arguments) {
     return success;
   }
   check_writable(options.json);
-  check_writable(options.plot);
+  for (const auto& file : {options.plot, options.html, options.state, options.snapshot}) check_writable(file);
   std::vector<trace> traces;
   for (const auto& file : options.traces) traces.push_back(read_trace(file, options.unit));
   return session(options, traces).run();

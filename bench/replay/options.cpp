@@ -9,6 +9,7 @@
 
 #include "peer/peer.hpp"
 #include "plot.hpp"
+#include "snapshot.hpp"
 
 namespace orderly::bench {
 
@@ -31,6 +32,9 @@ constexpr const char* notes =
     "unless --touch is given. Each allocator runs in a process of its own.\n\n"
     "Streams: allocators named *-streams serve each replaying thread in a software stream of its own. Allocations are\n"
     "followed by work in the stream that writes to the block; a block is freed in the stream of its allocation.\n\n"
+    "--html, --state, --snapshot: one more replay of one copy in recorded order, in which orderly's pools are looked into\n"
+    "after each event. The page is one file and needs no network. The snapshot opens in PyTorch's memory_viz page; it has\n"
+    "one device, events for time and the trace's threads for streams, and reads as the trace when it is replayed.\n\n"
     "--find-limit: one copy, in recorded order, on the same threads; searched upwards from the peak of live bytes in\n"
     "steps that double, then bisected, to the chunk (64 KiB where --chunk is not given).\n\n"
     "Exit status: 0; 1 if something asked for could not be measured; 2 if the input or the arguments are wrong.";
@@ -78,6 +82,10 @@ std::string check_chunk(const std::string& bytes) {
 
 std::string check_plot(const std::string& name) {
   return is_plot_name(name) ? std::string() : "expected a name that ends in .png or .svg, found " + name;
+}
+
+std::string check_snapshot(const std::string& name) {
+  return is_snapshot_name(name) ? std::string() : "expected a name that ends in .pickle or .pkl, found " + name;
 }
 
 void add_choices(CLI::App& app, replay_options& chosen) {
@@ -148,6 +156,14 @@ void add_outputs(CLI::App& app, replay_options& chosen) {
   app.add_option("--plot", chosen.plot, "Draw memory over time, and the address map of orderly")
       ->check(CLI::Validator(check_plot, ""))
       ->type_name("FILE.png|FILE.svg");
+  app.add_option("--html", chosen.html, "Write a page with memory over time, and orderly's chunks and blocks at any event")
+      ->type_name("FILE");
+  app.add_option("--state", chosen.state, "Write what that page shows as JSON; state.schema.json describes it")
+      ->type_name("FILE");
+  app.add_option("--snapshot", chosen.snapshot,
+                 "Write what orderly did with one trace as a memory snapshot of PyTorch; needs python3")
+      ->check(CLI::Validator(check_snapshot, ""))
+      ->type_name("FILE.pickle");
   app.add_flag("--list", chosen.list, "List the allocators and exit");
 }
 
@@ -166,6 +182,8 @@ parsed_options parse_options(int count, const char* const* arguments) {
     if (result.options.traces.empty() && !result.options.list) throw CLI::RequiredError("at least one trace");
     if (result.options.copies * std::max<std::size_t>(result.options.threads, 1) > most_threads)
       throw CLI::ValidationError("--copies", "at most 1024 threads in all");
+    if (!result.options.snapshot.empty() && result.options.traces.size() > 1)
+      throw CLI::ValidationError("--snapshot", "one trace only");
   } catch (const CLI::ParseError& error) {
     result.exit_status = app.exit(error) == 0 ? 0 : usage_error;
   }

@@ -31,8 +31,13 @@ struct replay_options {
   bool touch = false;
   bool find_limit = false;
   bool list = false;
-  std::filesystem::path json;  ///< empty: none
-  std::filesystem::path plot;  ///< empty: none
+  std::filesystem::path json;      ///< empty: none
+  std::filesystem::path plot;      ///< empty: none
+  std::filesystem::path html;      ///< empty: none; these three look into orderly's pools
+  std::filesystem::path state;     ///< empty: none
+  std::filesystem::path snapshot;  ///< empty: none
+
+  [[nodiscard]] bool look_inside() const { return !html.empty() || !state.empty() || !snapshot.empty(); }
 };
 
 /// The options, or the status to exit with when there is nothing to run: help was printed, or the arguments are wrong.

@@ -77,8 +77,9 @@ class alignas(cache_line) worker {
     for (const replay_plan::turn& turn : plan_.turns) {
       if (ordered && !await([&] { return copy_.turn.load(std::memory_order::acquire) == turn.first; })) return;
       for (std::uint64_t i = 0; i < turn.count; ++i) {
-        if (!execute(*next++)) return;
-        if (shared_.seen != nullptr) observe(turn.first + i);
+        const event& call = *next++;
+        if (!execute(call)) return;
+        if (shared_.seen != nullptr) observe(turn.first + i, call);
       }
       if (ordered) copy_.turn.store(turn.first + turn.count, std::memory_order::release);
     }
@@ -150,7 +151,11 @@ class alignas(cache_line) worker {
     for (std::uint64_t offset = 0; offset < bytes; offset += page) memory[offset] = 1;
   }
 
-  void observe(std::uint64_t position) {
+  void observe(std::uint64_t position, const event& call) {
+    if (shared_.seen->observer != nullptr) {
+      const void* const block = reinterpret_cast<const void*>(shared_.seen->addresses[call.block]);
+      shared_.seen->observer->after(position, call, block, shared_.peer);
+    }
     std::uint64_t& sample = shared_.seen->committed[position / shared_.seen->interval];
     sample = std::max<std::uint64_t>(sample, shared_.peer.committed());
   }

@@ -55,11 +55,20 @@ struct replay_outcome {
   std::optional<stream_work> made;            ///< as the allocator tells
 };
 
+/// Looks at the allocator after each event of a replay in recorded order, by the thread whose turn it is.
+class replay_observer {
+ public:
+  virtual ~replay_observer() = default;
+  /// `block`: what was allocated or freed; null: it was refused.
+  virtual void after(std::uint64_t position, const event& call, const void* block, const any_peer& peer) = 0;
+};
+
 /// What a replay of one copy in recorded order writes down beside its measurements.
 struct observation {
   std::size_t interval = 1;              ///< events to a sample
   std::vector<std::uint64_t> committed;  ///< the most after any event of each interval
   std::vector<std::uint64_t> addresses;  ///< of each block; 0: it was refused
+  replay_observer* observer = nullptr;   ///< null: nobody looks
 };
 
 /// Replays, then frees what the trace leaves live. Throws std::system_error when threads cannot be started.
