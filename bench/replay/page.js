@@ -133,6 +133,23 @@ class Pool {
     this.requested = Float64Array.from(history.blocks.requested_bytes);
   }
 
+  /// The event after which most bytes were requested, the first of several.
+  get peak() {
+    const changes = new Float64Array(this.trace.events + 1);
+    this.requested.forEach((bytes, i) => {
+      changes[this.blocks.from[i]] += bytes;
+      changes[this.blocks.to[i]] -= bytes;
+    });
+    let live = 0;
+    let most = 0;
+    let peak = 0;
+    for (let event = 0; event < this.trace.events; ++event) {
+      live += changes[event];
+      if (live > most) [most, peak] = [live, event];
+    }
+    return peak;
+  }
+
   at(event) {
     return {event, blocks: this.blocks.at(event), cached: this.cached.at(event), committed: this.committed.at(event)};
   }
@@ -337,6 +354,7 @@ class Chart {
       entries.push([line(i), `committed by ${each.allocator} ${formatBytes(each.committed_bytes[sample])}`]));
     if (this.trace.limit_bytes !== null)
       entries.push([null, `limit ${formatBytes(this.trace.limit_bytes)}${this.limit === null ? ', above the chart' : ' (dashed)'}`]);
+    if (this.trace.interval > 1) entries.push([null, `(the highest of ${this.trace.interval} events around)`]);
     legend(list, entries);
   }
 }
@@ -548,11 +566,9 @@ class Page {
     this.trace = this.data.traces[byId('trace').value];
     this.chart.show(this.trace);
     this.slider.max = Math.max(0, this.trace.events - 1);
-    // The peak is what most people look for.
-    const peak = this.trace.live_bytes.indexOf(this.trace.live_bytes.reduce((a, b) => Math.max(a, b), 0));
-    this.slider.value = Math.min(this.trace.events - 1, (peak + 1) * this.trace.interval - 1);
     this.fill(byId('pool'), this.trace.histories.map(history => history.allocator));
     this.showPool();
+    this.event = this.pool?.peak ?? 0;
   }
 
   showPool() {
