@@ -47,11 +47,16 @@ class Ranges {
     this.from = Uint32Array.from(columns.from);
     this.to = Uint32Array.from(columns.to);
     this.byAddress = Uint32Array.from(this.address.keys()).sort((a, b) => this.address[a] - this.address[b]);
+    this.fromByAddress = this.byAddress.map(i => this.from[i]);
+    this.toByAddress = this.byAddress.map(i => this.to[i]);
   }
 
   /// Numbers of the ranges at an event, in address order.
   at(event) {
-    return this.byAddress.filter(i => this.from[i] <= event && event < this.to[i]);
+    const found = [];
+    for (let k = 0; k < this.byAddress.length; ++k)
+      if (this.fromByAddress[k] <= event && event < this.toByAddress[k]) found.push(this.byAddress[k]);
+    return found;
   }
 
   sum(numbers, values = this.bytes) {
@@ -256,6 +261,7 @@ class Chart {
 
   show(trace) {
     this.trace = trace;
+    this.key = null;
     const curves = trace.allocators.map(each => each.committed_bytes);
     this.most = 1.06 * Math.max(1, ...[trace.live_bytes, ...curves].map(values => values.reduce((a, b) => Math.max(a, b), 0)));
     // A limit far above all that happened would flatten it.
@@ -269,9 +275,11 @@ class Chart {
     context.setLineDash(Chart.dashes[i % Chart.dashes.length]);
   }
 
-  get area() {
+  /// Asked for once before a use: the browser may have to lay out the page to answer.
+  measure() {
     const {left, right, top, bottom} = Chart.margin;
-    return {left, top, width: this.canvas.clientWidth - left - right, height: this.canvas.clientHeight - top - bottom};
+    const {clientWidth, clientHeight} = this.canvas;
+    this.area = {left, top, width: clientWidth - left - right, height: clientHeight - top - bottom};
   }
 
   x(event) {
@@ -316,9 +324,26 @@ class Chart {
     c.fillText('events of the trace', left + width / 2, top + height + 21);
   }
 
+  /// All but the mark of the event is the same until the trace, the size or the colours change.
   draw(event) {
+    this.measure();
     const c = sharp(this.canvas);
-    const {left, top, width, height} = this.area;
+    const key = [this.canvas.width, this.canvas.height, css('--page')].join();
+    if (this.key !== key) {
+      this.key = key;
+      this.drawCurves(c);
+      this.curves = new OffscreenCanvas(this.canvas.width, this.canvas.height);
+      this.curves.getContext('2d').drawImage(this.canvas, 0, 0);
+    } else {
+      c.drawImage(this.curves, 0, 0, this.curves.width / devicePixelRatio, this.curves.height / devicePixelRatio);
+    }
+    c.strokeStyle = css('--mark');
+    c.lineWidth = 2;
+    c.strokeRect(this.x(event + 0.5), this.area.top, 0, this.area.height);
+  }
+
+  drawCurves(c) {
+    const {left, width} = this.area;
     c.fillStyle = css('--live');
     c.beginPath();
     c.moveTo(left, this.y(0));
@@ -337,9 +362,6 @@ class Chart {
     c.lineWidth = 1.2;
     if (this.limit !== null) c.strokeRect(left, this.y(this.limit), width, 0);
     c.setLineDash([]);
-    c.strokeStyle = css('--mark');
-    c.lineWidth = 2;
-    c.strokeRect(this.x(event + 0.5), top, 0, height);
   }
 
   /// What the curves say around an event.
@@ -614,6 +636,8 @@ class Page {
     const colouring = COLOURINGS[byId('colour').value];
     const state = pool.at(event);
     this.map.draw(state, colouring);
+    byId('details').textContent = this.map.focus === null ?
+      'Point at the map, or focus it and use the arrow keys.' : this.map.describe(this.map.focus);
     legend(byId('map-legend'), [...this.map.entries(), ...colouring.legend(pool)]);
     const committed = pool.committed.sum(state.committed);
     const allocated = pool.blocks.sum(state.blocks);

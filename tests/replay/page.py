@@ -186,7 +186,7 @@ class Page(unittest.TestCase):
     def test_the_chart_by_mouse(self):
         self.show(self.whole)
         left, top, width, height = self.tab.evaluate(
-            "(() => { const {left, top} = page.chart.canvas.getBoundingClientRect(); const area = page.chart.area;"
+            "(() => { const {left, top} = page.chart.canvas.getBoundingClientRect(); page.chart.measure(); const {area} = page.chart;"
             "return [left + area.left, top + area.top, area.width, area.height]; })()")
         events = document_of(self.whole.read_text())["traces"][0]["events"]
         self.tab.mouse("mousePressed", left + width / 4, top + height / 2, pressed=True)
