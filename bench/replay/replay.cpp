@@ -61,7 +61,7 @@ class alignas(cache_line) worker {
  public:
   /// The threads of the copy have streams from `first_stream` on.
   worker(shared_state& shared, instance& copy, const replay_plan& whole, std::size_t thread, std::size_t first_stream)
-      : shared_(shared), copy_(copy), plan_(whole.threads[thread]), stream_of_(whole.stream_of),
+      : shared_(shared), copy_(copy), plan_(whole.threads[thread]), stream_of_(whole.stream_of), events_(whole.events),
         first_stream_(first_stream) {
     const auto frees = static_cast<std::size_t>(
         std::count_if(plan_.events.begin(), plan_.events.end(), [](const event& e) { return e.what == action::free; }));
@@ -83,6 +83,9 @@ class alignas(cache_line) worker {
       }
       if (ordered) copy_.turn.store(turn.first + turn.count, std::memory_order::release);
     }
+    // A thread that ends gives back what it has cached, and whoever looks in the meantime would see it half done.
+    if (ordered && shared_.seen != nullptr)
+      await([&] { return copy_.turn.load(std::memory_order::acquire) == events_; });
   }
 
   void add_to(replay_outcome& total) const {
@@ -164,6 +167,7 @@ class alignas(cache_line) worker {
   instance& copy_;
   const replay_plan::thread& plan_;
   const std::vector<std::uint16_t>& stream_of_;
+  std::uint64_t events_;  // of the trace
   std::size_t first_stream_;
   std::vector<std::uint64_t> allocate_ticks_;
   std::vector<std::uint64_t> free_ticks_;
