@@ -19,38 +19,11 @@ using namespace detail;
 
 namespace {
 
-/// The record of one block, found by its handle.
-///
-/// `word` says all about it:  generation (32 bits) | unused | moving | live | pins (24)
-///   R   Only who has it pinned uses the address, and only a step that moved 0 pins to `moving`, or a free that ended the
-///       generation, changes it. Both are a CAS that expects no pin. A pin's CAS acquires what the last step or allocation
-///       released; a step's and a free's CAS acquires what the last unpin released, so that all uses come before.
-/// Without a pin, the address is a look, which a step checks behind its CAS: that acquires what add() released.
-/// A handle of an earlier generation finds another number, and each CAS compares it. ABA: a number comes again after 2^32
-/// frees of one record, between a look and a CAS.
-struct record {
-  atomic<std::uint64_t> word{0};
-  atomic<void*> address{nullptr};
-  atomic<std::size_t> requested{0};
-  std::uint32_t next_free = 0;  ///< guarded by the mutex of the table
-};
-
-constexpr std::uint64_t one_pin = 1;
-constexpr std::uint64_t pins = (std::uint64_t{1} << 24) - 1;
-constexpr std::uint64_t live = std::uint64_t{1} << 24;
-constexpr std::uint64_t moving = std::uint64_t{1} << 25;
 constexpr unsigned generation_shift = 32;
-
-constexpr std::uint32_t records_per_page = bounds::relocatable_records;
-constexpr std::uint32_t most_pages = bounds::relocatable_pages;
-constexpr std::uint32_t none = ~std::uint32_t{0};
 
 [[nodiscard]] std::uint32_t index_of(relocatable block) noexcept { return static_cast<std::uint32_t>(block) - 1; }
 [[nodiscard]] std::uint64_t generation_of(relocatable block) noexcept {
   return static_cast<std::uint64_t>(block) >> generation_shift;
-}
-[[nodiscard]] bool is_of(std::uint64_t word, relocatable block) noexcept {
-  return (word & live) != 0 && word >> generation_shift == generation_of(block);
 }
 
 bool copy_on_host(std::span<const relocation> moves) {
@@ -73,28 +46,22 @@ class relocatable_blocks::state {
   }
 
   /// Throws as pool::allocate.
-  [[nodiscard]] void* allocate(std::size_t bytes) { return pool_.allocate_or_throw(bytes, 1); }
-
-  [[nodiscard]] relocatable add(void* block, std::size_t bytes, std::uint32_t index) noexcept {
+  [[nodiscard]] relocatable allocate(std::size_t bytes) {
+    const std::uint32_t index = take_record();
+    if (index == none) throw std::bad_alloc();
+    void* block = nullptr;
+    try {
+      block = pool_.allocate_or_throw(bytes, 1);
+    } catch (...) {
+      put_record(index);
+      throw;
+    }
     record& r = at(index);
     const std::uint64_t generation = r.word.load(relaxed) >> generation_shift;  // this thread's since it was taken out
     r.address.store(block, relaxed);
     r.requested.store(bytes, release);  // size()
     r.word.store(generation << generation_shift | live, release);  // R
     return static_cast<relocatable>(generation << generation_shift | (index + 1));
-  }
-
-  /// A record that is nobody's. `none`: there are no more, or there is no memory.
-  [[nodiscard]] std::uint32_t take_record() noexcept {
-    const std::lock_guard lock(table_mutex_);
-    if (first_free_ == none && !add_page()) return none;
-    const std::uint32_t index = first_free_;
-    first_free_ = at(index).next_free;
-    return index;
-  }
-  void put_record(std::uint32_t index) noexcept {
-    const std::lock_guard lock(table_mutex_);
-    at(index).next_free = std::exchange(first_free_, index);
   }
 
   [[nodiscard]] error deallocate(relocatable block) noexcept {
@@ -142,7 +109,7 @@ class relocatable_blocks::state {
   [[nodiscard]] std::size_t size(relocatable block) const noexcept {
     const record* const r = find(block);
     if (r == nullptr || !is_of(r->word.load(relaxed), block)) return 0;  // the program handed the handle over, and with it this
-    // If it is a later block's, that one's add() is seen, and with it the end of this one.
+    // If it is a later block's, that one's allocate() is seen, and with it the end of this one.
     const std::size_t bytes = r->requested.load(acquire);
     return is_of(r->word.load(relaxed), block) ? bytes : 0;
   }
@@ -229,6 +196,35 @@ class relocatable_blocks::state {
   }
 
  private:
+  /// The record of one block, found by its handle.
+  ///
+  /// `word` says all about it:  generation (32 bits) | unused | moving | live | pins (24)
+  ///   R   Only who has it pinned uses the address, and only a step that moved 0 pins to `moving`, or a free that ended the
+  ///       generation, changes it. Both are a CAS that expects no pin. A pin's CAS acquires what the last step or allocation
+  ///       released; a step's and a free's CAS acquires what the last unpin released, so that all uses come before.
+  /// Without a pin, the address is a look, which a step checks behind its CAS: that acquires what allocate() released.
+  /// A handle of an earlier generation finds another number, and each CAS compares it. ABA: a number comes again after 2^32
+  /// frees of one record, between a look and a CAS.
+  struct record {
+    atomic<std::uint64_t> word{0};
+    atomic<void*> address{nullptr};
+    atomic<std::size_t> requested{0};
+    std::uint32_t next_free = 0;  ///< guarded by the mutex of the table
+  };
+
+  static constexpr std::uint64_t one_pin = 1;
+  static constexpr std::uint64_t pins = (std::uint64_t{1} << 24) - 1;
+  static constexpr std::uint64_t live = std::uint64_t{1} << 24;
+  static constexpr std::uint64_t moving = std::uint64_t{1} << 25;
+
+  static constexpr std::uint32_t records_per_page = bounds::relocatable_records;
+  static constexpr std::uint32_t most_pages = bounds::relocatable_pages;
+  static constexpr std::uint32_t none = ~std::uint32_t{0};
+
+  [[nodiscard]] static bool is_of(std::uint64_t word, relocatable block) noexcept {
+    return (word & live) != 0 && word >> generation_shift == generation_of(block);
+  }
+
   struct offer {
     void* address = nullptr;
     relocatable block = relocatable::none;
@@ -273,6 +269,19 @@ class relocatable_blocks::state {
     if (page == nullptr) return nullptr;
     reads_plain(page);
     return page + index % records_per_page;
+  }
+
+  /// A record that is nobody's. `none`: there are no more, or there is no memory.
+  [[nodiscard]] std::uint32_t take_record() noexcept {
+    const std::lock_guard lock(table_mutex_);
+    if (first_free_ == none && !add_page()) return none;
+    const std::uint32_t index = first_free_;
+    first_free_ = at(index).next_free;
+    return index;
+  }
+  void put_record(std::uint32_t index) noexcept {
+    const std::lock_guard lock(table_mutex_);
+    at(index).next_free = std::exchange(first_free_, index);
   }
 
   /// Pre: the mutex of the table.
@@ -323,19 +332,10 @@ relocatable_blocks::relocatable_blocks(pool& of, relocation_copier copy) : state
 }
 relocatable_blocks::~relocatable_blocks() { delete state_; }
 
-relocatable relocatable_blocks::allocate(std::size_t bytes) {
-  const std::uint32_t index = state_->take_record();
-  if (index == none) throw std::bad_alloc();
-  try {
-    return state_->add(state_->allocate(bytes), bytes, index);
-  } catch (...) {
-    state_->put_record(index);
-    throw;
-  }
-}
+relocatable relocatable_blocks::allocate(std::size_t bytes) { return state_->allocate(bytes); }
 relocatable relocatable_blocks::try_allocate(std::size_t bytes) noexcept {
   try {
-    return allocate(bytes);
+    return state_->allocate(bytes);
   } catch (...) {  // out of memory, or the handler's
     return relocatable::none;
   }
