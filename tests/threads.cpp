@@ -1,6 +1,7 @@
 // Threads that come and go, pools that come and go: neither order loses a block or touches what is gone.
 #include <doctest/doctest.h>
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <latch>
@@ -412,6 +413,46 @@ TEST_CASE("threads come one after the other, while others look at what all have 
     ORDERLY_CHECK_FINDINGS(found);
     check_sound(tested);
   }
+}
+
+TEST_CASE("what comes home to a thread that exits, or has, is there for others without a pass") {
+  constexpr std::size_t count = 16;  // fewer than a sender empties an inbox for
+  constexpr std::size_t bytes = kib;
+  alignas(bytes) static std::array<std::byte, count * bytes> buffer;
+  findings found;
+  for (std::size_t round = 0; round < scaled(4000); ++round) {
+    options settings;
+    settings.granule = bytes;
+    pool tested(make_fixed_buffer_source(buffer.data(), buffer.size()), settings);
+    tested.deallocate(tested.allocate(bytes), bytes);  // this thread has a front
+    static_cast<void>(tested.defragment());
+    std::vector<void*> blocks(count);
+    std::atomic<bool> known = false;
+    std::atomic<bool> taken = false;
+    std::thread frees([&] {
+      tested.deallocate(tested.try_allocate(bytes), bytes);  // it has a front of its own
+      known = true;
+      while (!taken.load()) std::this_thread::yield();
+      for (void* const each : blocks) {
+        for (std::size_t pause = 0; pause < round % 64; ++pause) std::atomic_signal_fence(std::memory_order_seq_cst);
+        tested.deallocate(each, bytes);
+      }
+    });
+    while (!known.load()) std::this_thread::yield();
+    static_cast<void>(tested.defragment());
+    std::thread([&] {
+      for (void*& each : blocks) each = tested.try_allocate(bytes);
+      taken = round % 2 == 0;
+    }).join();
+    taken = true;
+    frees.join();
+    const std::uint64_t passes = tested.stats().passes;
+    for (void*& each : blocks) each = tested.try_allocate(bytes);
+    for (void* const each : blocks) found.expect(each != nullptr, "a block is lost");
+    found.expect(tested.stats().passes == passes, "a block lay where only a pass looks");
+    for (void* const each : blocks) tested.deallocate(each, bytes);
+  }
+  ORDERLY_CHECK_FINDINGS(found);
 }
 
 }  // TEST_SUITE
