@@ -811,27 +811,6 @@ struct front_for_a_capture : of_streams {
   }
 };
 
-/// Threads for which there is no front, up to the limit; the source refuses once. Whoever is told so is refused, and not
-/// the other because of it.
-struct without_fronts : of_streams {
-  std::array<void*, 2> blocks{};
-  without_fronts() {
-    in_chunks(1);
-    for (const unsigned self : {2U, 3U})
-      for (const unsigned name : {0U, 1U, 2U, 3U}) warm(self, name);
-    static_cast<void>(tested->synchronize());
-    static_cast<void>(tested->trim());
-    book.refusals = 1;
-  }
-  void thread(unsigned self) override { blocks[self] = allocate(1, 4 + self); }
-  void check() override {
-    ORDERLY_EXPECT(blocks[0] != nullptr || blocks[1] != nullptr, "one refusal of the source refuses two");
-    for (unsigned i = 0; i < 2; ++i)
-      if (blocks[i] != nullptr) free(blocks[i], 1, 4 + i);
-    check_idle(0);
-  }
-};
-
 /// A block of four granules is divided into two live parts and free memory, while another looks for the parts. Who finds one
 /// sees what was written before; a walk that finds the block divided finds what lives in it.
 struct divided : of_streams {
@@ -992,7 +971,6 @@ const registered<large_in_one_stream> i3("lanes", "large-in-one-stream", usual);
 const registered<lane_made> k1("lanes", "lane-made", usual);
 const registered<front_for_a_capture<false>> k2("lanes", "front-for-a-capture", usual);
 const registered<front_for_a_capture<true>> k3("lanes", "left-front-for-a-capture", usual);
-const registered<without_fronts> k4("lanes", "without-fronts", costly);
 const registered<divided> k5("divide", "in-a-pool", usual);
 const registered<divided_or_freed<true>> k7("divide", "or-freed-at-home", usual);
 const registered<divided_or_freed<false>> k8("divide", "or-freed", usual);
