@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <new>
 #include <string>
 #include <utility>
@@ -34,6 +35,9 @@ constexpr std::uint64_t most_operations = 200000;  ///< of one execution: more a
 constexpr std::uint32_t most_objects = 8192;
 constexpr unsigned most_options = 31;
 constexpr unsigned most_lines = 2000;
+constexpr std::size_t page_bytes = 4096;
+constexpr unsigned least_states_log2 = 16;
+constexpr unsigned most_states_log2 = 25;  ///< 256 MiB of states; then old ones make room for new ones
 
 /// The explorer's own memory, apart from the scenarios'.
 template <class T>
@@ -89,12 +93,14 @@ using stamp = std::int16_t;  ///< number of a store of an object
 /// What a thread has seen; what a store shows.
 struct view {
   clocks when{};
+  std::uint64_t sum = 0;  ///< of the stamps, each times its factor
   [[nodiscard]] stamp* of() noexcept { return reinterpret_cast<stamp*>(this + 1); }
 };
 
 struct message {
   std::uint64_t value;
-  view* shown;  ///< null: nothing
+  view* shown;          ///< null: nothing
+  std::uint64_t event;  ///< a hash of who wrote it, and of all that happened before
 };
 
 /// An object that threads operate on.
@@ -103,13 +109,14 @@ struct object {
   unsigned touched = 0;  ///< by threads, as bits
   bool written = false;
   bool shared = false;
+  bool learnt = false;  ///< shared from the next execution on
   std::uint32_t id = 0;       ///< of a shared one
   std::uint64_t execution = 0;
   own_vector<message> stores;
   stamp agreed = 0;  ///< the newest store that a seq_cst operation has read or written
 };
 
-enum class kind : std::uint8_t { none, load, change, barrier, pause };
+enum class kind : std::uint8_t { none, load, change, begin, end, barrier, pause };
 
 struct operation {
   object* on = nullptr;
@@ -117,11 +124,108 @@ struct operation {
   bool sequential = false;
 };
 
-[[nodiscard]] bool conflict(const operation& a, const operation& b) noexcept {
-  if (a.what >= kind::barrier || b.what >= kind::barrier) return true;
-  if (a.on != b.on) return false;
-  return a.what == kind::change || b.what == kind::change || (a.sequential && b.sequential);
+/// May what comes next of one thread do something else after what another has done? `old`: that was a load of an old value,
+/// which a seq_cst load may forbid that comes before it. A load of the newest value forbids only what it may do as well.
+[[nodiscard]] bool conflict(const operation& next, const operation& done, bool old) noexcept {
+  if (next.what >= kind::barrier || done.what >= kind::barrier) return true;
+  if (next.what >= kind::begin && done.what >= kind::begin) return next.what != done.what;
+  if (next.on != done.on) return false;
+  return next.what == kind::change || done.what == kind::change || (next.sequential && done.sequential && old);
 }
+
+/// Not std::has_single_bit, which calls a function where the processor may lack the instruction.
+[[nodiscard]] constexpr bool at_most_one_bit(std::uint32_t bits) noexcept { return (bits & (bits - 1)) == 0; }
+
+/// Hashes: of one value behind another, in order.
+[[nodiscard]] constexpr std::uint64_t fold(std::uint64_t before, std::uint64_t more) noexcept {
+  std::uint64_t z = before * 0x9fb21c651e98df25 + more + 0x9e3779b97f4a7c15;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+  return z ^ (z >> 31);
+}
+
+/// What each object's part of a view is multiplied by, before the sum.
+constexpr auto factors = [] {
+  std::array<std::uint64_t, most_objects> all{};
+  for (std::size_t i = 0; i < all.size(); ++i) all[i] = fold(0x243f6a8885a308d3, i) | 1;
+  return all;
+}();
+
+/// What is part of a thread's history beside what it reads.
+enum class happening : std::uint64_t { waited = 1, noticed, chose, barrier, told, paused, looked, began, ended };
+
+/// States that have been seen, each with the least that had been spent when it was. Of a bounded size: what is forgotten is
+/// searched again.
+class state_set {
+ public:
+  state_set() = default;
+  state_set(const state_set&) = delete;
+  state_set& operator=(const state_set&) = delete;
+  ~state_set() { std::free(entries_); }
+
+  void clear() {
+    std::free(entries_);
+    log2_ = least_states_log2;
+    entries_ = make(log2_);
+    count_ = 0;
+  }
+
+  /// True: it was there, with no more spent and no more threads asleep. If not, it is from now on.
+  [[nodiscard]] bool seen(std::uint64_t state, unsigned preemptions, unsigned stale, std::uint32_t asleep) {
+    const std::uint64_t spent = std::min(preemptions, 15U) << 8 | std::min(stale, 15U) << 4 | asleep;
+    std::uint64_t* const bucket = bucket_of(state);
+    std::uint64_t* room = nullptr;
+    for (std::uint64_t* each = bucket; each != bucket + bucket_entries; ++each) {
+      if (*each == 0) {
+        room = room != nullptr ? room : each;
+        continue;
+      }
+      if ((*each ^ state) >> spent_bits != 0) continue;
+      if (covers(*each, spent)) return true;
+      if (covers(spent, *each)) room = each;
+    }
+    count_ += room != nullptr && *room == 0;
+    if (room == nullptr) room = bucket + (state >> 40) % bucket_entries;
+    *room = (state & ~spent_mask) | spent;
+    if (count_ > (std::uint64_t{1} << log2_) / 2 && log2_ < most_states_log2) grow();
+    return false;
+  }
+
+ private:
+  static constexpr unsigned spent_bits = 12;
+  static constexpr std::uint64_t spent_mask = (1U << spent_bits) - 1;
+  static constexpr std::size_t bucket_entries = 8;
+
+  [[nodiscard]] static bool covers(std::uint64_t a, std::uint64_t b) {
+    return (a >> 8 & 15) <= (b >> 8 & 15) && (a >> 4 & 15) <= (b >> 4 & 15) && (a & ~b & 15) == 0;
+  }
+  [[nodiscard]] static std::uint64_t* make(unsigned log2) {
+    auto* const made = static_cast<std::uint64_t*>(std::calloc(std::size_t{1} << log2, sizeof(std::uint64_t)));
+    if (made == nullptr) std::abort();
+    return made;
+  }
+  /// The lowest bits of a state, which an entry has no room for, are those of its bucket.
+  [[nodiscard]] std::uint64_t* bucket_of(std::uint64_t state) const {
+    return entries_ + (state & ((std::uint64_t{1} << (log2_ - 3)) - 1)) * bucket_entries;
+  }
+  void grow() {
+    std::uint64_t* const old = entries_;
+    const std::size_t size = std::size_t{1} << log2_;
+    entries_ = make(++log2_);
+    for (std::size_t i = 0; i < size; ++i) {
+      if (old[i] == 0) continue;
+      std::uint64_t* at = bucket_of((old[i] & ~spent_mask) | (i / bucket_entries & spent_mask));
+      while (*at != 0) ++at;
+      *at = old[i];
+    }
+    std::free(old);
+  }
+
+  std::uint64_t* entries_ = nullptr;
+  unsigned log2_ = 0;
+  std::uint64_t count_ = 0;
+};
+static_assert(least_states_log2 - 3 >= 12);
 
 struct thread_exit {
   void (*destroy)(void*);
@@ -142,6 +246,7 @@ struct fiber {
   bool begun = false;
   bool finished = false;
   bool parked = false;
+  bool shows = true;    ///< others may notice what it has done since it might have stopped
   bool paused = false;  ///< until another has made a step
   std::uint32_t owed = 0;        ///< bits of fibers that come first: they have not run between its last two pauses
   std::uint32_t ran_since = ~0U;  ///< bits of fibers that ran since its last pause
@@ -153,6 +258,8 @@ struct fiber {
   view* seen = nullptr;
   std::uint64_t operations = 0;
   std::uint64_t steps = 0;
+  std::uint64_t history = 0;  ///< a hash of all that it has learnt from others, in order
+  std::uint64_t values = 0;   ///< of the values alone
 
   [[nodiscard]] bool stopped() const noexcept {
     return finished || parked || waits_for != nullptr || blocked_on != nullptr;
@@ -168,7 +275,7 @@ struct branch {
 
 /// A choice that was not the first option; what is repeated.
 struct decision {
-  char what;  ///< '>' a thread, '~' an old value, '?' choose(), '!' parked
+  char what;  ///< '>' a thread, '~' an old value, so many stores back, '?' choose(), '!' parked
   unsigned value;
   std::uint64_t at;  ///< operations of the thread that chooses
 };
@@ -190,6 +297,7 @@ struct engine {
   // Of the process.
   std::array<fiber, most_fibers> fibers;
   arena tables;
+  own_vector<std::size_t> table_pages;  ///< those that any execution has written to
   arena views;
   std::byte* locals = nullptr;
   std::size_t locals_bytes = 0;
@@ -215,9 +323,15 @@ struct engine {
   own_vector<object*> all_objects;
   std::array<race_record, table_size> plain_data{};
   std::uint32_t shared = 0;
+  own_vector<object*> shared_objects;  ///< by id
+  own_vector<object*> learnt;          ///< shared from the next execution on
   unsigned bound = 0;
   unsigned stale_bound = 0;
-  bool reduced = true;  ///< who was preempted sleeps
+  bool sleeping = true;  ///< who was preempted sleeps
+  bool merging = true;   ///< a state is searched once
+  state_set states;
+  bool collecting = false;
+  own_vector<std::uint64_t> results;  ///< of the executions, if they are collected
   mode by = mode::exhaustive;
   own_vector<branch> branches;
   std::uint64_t execution = 0;  ///< never the same again
@@ -238,8 +352,12 @@ struct engine {
   unsigned stale = 0;
   std::uint64_t total = 0;
   std::uint64_t ticks = 0;
+  std::uint64_t all_stores = 0;  ///< a sum over all stores
+  std::uint64_t all_agreed = 0;  ///< of what is agreed on, each times its factor
+  std::uint64_t ended = 0;  ///< a sum over the ticks that were ends
   unsigned refusals = 0;   ///< of the barrier
   view* agreed = nullptr;  ///< of barriers
+  own_vector<std::size_t> old_values;  ///< that a load may return
   own_vector<decision> decisions;
   own_string failure;
   own_vector<decision> script;
@@ -262,7 +380,7 @@ struct engine {
   // ------------------------------------------------------------------------------------------------------- endings
 
   [[noreturn]] void end(ending as) noexcept {
-    how_ended = as;
+    how_ended = learnt.empty() ? as : ending::learnt;
     exploring = false;
     printing = printing && as == ending::failed;
     put_locals(*current, fibers[main_thread]);
@@ -338,27 +456,27 @@ struct engine {
 
   [[nodiscard]] unsigned search(std::uint32_t allowed) {
     if (allowed == 0) end(ending::pruned);
-    if (std::has_single_bit(allowed)) return static_cast<unsigned>(std::countr_zero(allowed));
+    if (!learnt.empty()) return static_cast<unsigned>(std::countr_zero(allowed));
+    if (at_most_one_bit(allowed)) return static_cast<unsigned>(std::countr_zero(allowed));
     if (depth == branches.size()) branches.push_back({static_cast<std::uint8_t>(std::countr_zero(allowed)), allowed});
     const branch& b = branches[depth++];
     if (b.allowed != allowed) fail("the scenario is not deterministic: a choice has other options than before");
     return b.taken;
   }
 
-  [[nodiscard]] unsigned choose_value(char what, unsigned count) {
+  [[nodiscard]] unsigned choose_value(unsigned count) {
     unsigned taken = 0;
-    count = std::min(count, most_options);
-    if (what == '~' && by == mode::exhaustive) {
-      taken = search(stale < stale_bound ? (std::uint32_t{1} << count) - 1 : 1);
-    } else if (by == mode::exhaustive) {
+    if (count > most_options) fail("too many options for the explorer");
+    if (by == mode::exhaustive) {
       taken = search((std::uint32_t{1} << count) - 1);
     } else if (by == mode::random) {
-      taken = what == '~' && random() % 8 != 0 ? 0 : static_cast<unsigned>(random() % count);
-    } else if (const decision* const d = scripted(what)) {
+      taken = static_cast<unsigned>(random() % count);
+    } else if (const decision* const d = scripted('?')) {
       taken = d->value < count ? d->value : 0;
     }
-    if (taken != 0) note(what, taken);
-    if (what == '~' && taken != 0) ++stale;
+    if (taken != 0) note('?', taken);
+    remember(happening::chose, taken);
+    current->values = fold(current->values, taken);
     return taken;
   }
 
@@ -401,6 +519,11 @@ struct engine {
         const bool free = voluntary || i == 0 || preemptions < bound;
         if (free && !options[i]->asleep) allowed |= std::uint32_t{1} << i;
       }
+      // What is repeated has been seen. Where nothing is to be chosen, a look now and then costs less.
+      const bool look = voluntary || !at_most_one_bit(allowed) || from.steps % 8 == 0;
+      if (look && merging && depth == branches.size() && learnt.empty() &&
+          states.seen(state(), preemptions, stale, asleep()))
+        end(ending::pruned);
       taken = search(allowed);
     } else if (by == mode::random) {
       ++random_steps;
@@ -417,7 +540,7 @@ struct engine {
       note('>', to.id);
       if (!voluntary) {
         ++preemptions;
-        from.asleep = reduced && by == mode::exhaustive && from.next.what != kind::none;
+        from.asleep = sleeping && by == mode::exhaustive && from.next.what != kind::none;
       }
     }
     if (printing && &to != &from)
@@ -427,6 +550,40 @@ struct engine {
       each.ran_since |= std::uint32_t{1} << to.id;
     }
     transfer(to);
+  }
+
+  void remember(happening what, std::uint64_t more = 0) noexcept {
+    current->history = fold(fold(current->history, static_cast<std::uint64_t>(what)), more);
+  }
+
+  [[nodiscard]] std::uint32_t asleep() const noexcept {
+    std::uint32_t all = 0;
+    for (unsigned i = 0; i < info->of.threads; ++i) all |= std::uint32_t{fibers[i].asleep} << i;
+    return all;
+  }
+
+  /// A hash of all that what comes depends on, but for what may be spent; see explorer.hpp.
+  [[nodiscard]] std::uint64_t state() const noexcept {
+    std::uint64_t all = fold(fold(fold(current->id, all_stores), all_agreed), agreed->sum);
+    for (unsigned i = 0; i < info->of.threads; ++i) {
+      const fiber& f = fibers[i];
+      const unsigned flags = unsigned{f.begun} | unsigned{f.finished} << 1 | unsigned{f.parked} << 2 |
+                             unsigned{f.paused} << 3 | unsigned{f.waits_for != nullptr} << 4 |
+                             unsigned{f.blocked_on != nullptr} << 5 | unsigned{f.awaits != nullptr} << 6;
+      all = fold(fold(all, f.history), flags);
+      if (f.finished || f.parked) continue;
+      all = fold(fold(all, f.seen->sum), std::uint64_t{f.owed} << 32 | f.ran_since);
+    }
+    return all;
+  }
+
+  /// What the execution came to: what each thread has read, and what lies there in the end.
+  [[nodiscard]] std::uint64_t result() const noexcept {
+    std::uint64_t all = 0;
+    for (const object* const x : shared_objects)
+      if (x->execution == execution) all += fold(x->address, x->stores.back().value);
+    for (unsigned i = 0; i < info->of.threads; ++i) all = fold(all, fibers[i].values);
+    return all;
   }
 
   void end_of_threads() noexcept {
@@ -464,16 +621,26 @@ struct engine {
     if (++total > most_operations) fail("no progress: the step limit is reached");
   }
 
+  void share(object& x) {
+    x.shared = true;
+    x.id = shared++;
+    shared_objects.push_back(&x);
+  }
+
   /// Null: no step, since no other thread has to do with the object.
   [[nodiscard]] object* enter(const void* at, unsigned bytes, bool writes) noexcept {
     count_operation();
     object& x = find(at);
     x.touched |= 1U << current->id;
     x.written = x.written || writes;
-    if (!x.shared && (by == mode::repeated || (x.written && !std::has_single_bit(x.touched)))) {
-      x.shared = true;
-      x.id = shared++;
-      if (by != mode::repeated) end(ending::learnt);
+    if (!x.shared && (by == mode::repeated || (x.written && !at_most_one_bit(x.touched)))) {
+      // From the next execution on; this one goes on for what else it may teach.
+      if (by != mode::repeated) {
+        if (!x.learnt) learnt.push_back(&x);
+        x.learnt = true;
+      } else {
+        share(x);
+      }
     }
     if (!x.shared) {
       for (unsigned i = 0; i < info->of.threads; ++i)
@@ -483,7 +650,7 @@ struct engine {
     if (x.execution != execution) {
       x.execution = execution;
       x.stores.clear();
-      x.stores.push_back({inline_value(at, bytes), nullptr});
+      x.stores.push_back({inline_value(at, bytes), nullptr, 0});
       x.agreed = 0;
     }
     return &x;
@@ -493,11 +660,21 @@ struct engine {
   void before(const operation& next) noexcept {
     fiber& f = *current;
     f.next = next;
-    if (f.id == victim && f.steps == victim_stops_at) park();
+    if (by == mode::exhaustive && may_park(f) && search(3) == 1) park();
+    if (by == mode::random && f.id == victim && f.steps == victim_stops_at) park();
     if (by == mode::repeated && scripted('!') != nullptr) park();
     ++f.steps;
     decide();
     f.asleep = false;
+  }
+
+  /// One of those that may stop does, before any of its steps. Not after a step that has shown the others nothing: they may
+  /// do the same, and more, if it has stopped before that.
+  [[nodiscard]] bool may_park(fiber& f) const noexcept {
+    if ((info->of.parked >> f.id & 1) == 0 || !(std::exchange(f.shows, false) || !merging)) return false;
+    for (const fiber& each : fibers)
+      if (each.parked) return false;
+    return true;
   }
 
   void park() noexcept {
@@ -508,14 +685,15 @@ struct engine {
     std::abort();
   }
 
-  void after(const operation& done) noexcept {
+  void after(const operation& done, bool old = false) noexcept {
     fiber& f = *current;
     ++f.seen->when[f.id];
+    f.shows = f.shows || done.what != kind::load;
     for (unsigned i = 0; i < info->of.threads; ++i) {
       fiber& each = fibers[i];
       if (&each == &f) continue;
       if (done.what != kind::pause) each.paused = false;
-      if (each.asleep && conflict(each.next, done)) each.asleep = false;
+      if (each.asleep && conflict(each.next, done, old)) each.asleep = false;
     }
   }
 
@@ -532,11 +710,16 @@ struct engine {
     std::memset(memory, 0, sizeof(view) + stamps * sizeof(stamp));
     return new (memory) view;
   }
+  static void advance(view& of, std::size_t id, stamp to) noexcept {
+    of.sum += static_cast<std::uint64_t>(to - of.of()[id]) * factors[id];
+    of.of()[id] = to;
+  }
   void join_stamps(view& to, view& from) noexcept {
     const std::size_t stamps = shared;
     stamp* const a = to.of();
     const stamp* const b = from.of();
-    for (std::size_t i = 0; i < stamps; ++i) a[i] = std::max(a[i], b[i]);
+    for (std::size_t i = 0; i < stamps; ++i)
+      if (b[i] > a[i]) advance(to, i, b[i]);
   }
   void join(view& to, view* from) noexcept {
     if (from == nullptr) return;
@@ -545,7 +728,7 @@ struct engine {
   }
   [[nodiscard]] view* copy_of(view& from) noexcept {
     view* const copy = new_view();
-    join(*copy, &from);
+    std::memcpy(copy, &from, sizeof(view) + shared * sizeof(stamp));
     return copy;
   }
 
@@ -556,13 +739,21 @@ struct engine {
     return how == order::release || how == order::acq_rel || how == order::seq_cst;
   }
 
+  void agree(object& x, stamp on) noexcept {
+    all_agreed += static_cast<std::uint64_t>(on - x.agreed) * factors[x.id];
+    x.agreed = on;
+  }
+
   /// Reads the store with that number.
   [[nodiscard]] std::uint64_t read(object& x, std::size_t number, order how) noexcept {
     view& seen = *current->seen;
     const auto at = static_cast<stamp>(number);
-    seen.of()[x.id] = std::max(seen.of()[x.id], at);
+    if (at > seen.of()[x.id]) advance(seen, x.id, at);
     if (acquires(how)) join(seen, x.stores[number].shown);
-    if (how == order::seq_cst) x.agreed = std::max(x.agreed, at);
+    if (how == order::seq_cst && at > x.agreed) agree(x, at);
+    fiber& f = *current;
+    f.history = fold(fold(f.history, 2 * x.id), x.stores[number].event);
+    f.values = fold(f.values, x.stores[number].value);
     return x.stores[number].value;
   }
 
@@ -571,15 +762,27 @@ struct engine {
     view& seen = *current->seen;
     const auto number = static_cast<stamp>(x.stores.size());
     if (x.stores.size() == 32000) fail("too many stores to one object");
-    seen.of()[x.id] = number;
+    advance(seen, x.id, number);
     view* shown = continued;
     if (releases(how)) {
       shown = copy_of(seen);
       join(*shown, continued);
     }
-    x.stores.push_back({value, shown});
-    if (how == order::seq_cst) x.agreed = number;
+    fiber& f = *current;
+    f.history = fold(f.history, 2 * x.id + 1);
+    x.stores.push_back({value, shown, f.history});
+    const std::uint64_t shows = shown == nullptr ? 0 : shown->sum;
+    all_stores += fold(fold(f.history, shows), static_cast<std::uint64_t>(number) * factors[x.id]);
+    if (how == order::seq_cst) agree(x, number);
     std::memcpy(at, &value, bytes);
+  }
+
+  [[nodiscard]] bool shows_no_more(view* a, view* b) const noexcept {
+    if (a == nullptr || a == b) return true;
+    if (b == nullptr) return false;
+    for (unsigned i = 0; i < most_fibers; ++i)
+      if (a->when[i] > b->when[i]) return false;
+    return std::equal(a->of(), a->of() + shared, b->of(), std::less_equal<>());
   }
 
   /// Number of the store that a load reads. `only`: those whose value is another.
@@ -587,16 +790,36 @@ struct engine {
     const std::size_t newest = x.stores.size() - 1;
     const std::size_t oldest = static_cast<std::size_t>(
         std::max(current->seen->of()[x.id], how == order::seq_cst ? x.agreed : stamp{0}));
-    if (oldest == newest) return newest;
-    unsigned count = 1;
-    for (std::size_t i = newest; i-- > oldest;) count += only == nullptr || x.stores[i].value != *only;
-    if (count == 1) return newest;
-    std::size_t at = newest;
-    for (unsigned back = choose_value('~', count); back != 0;) {
-      --at;
-      if (only == nullptr || x.stores[at].value != *only) --back;
+    if (oldest == newest || (by == mode::exhaustive && stale == stale_bound)) return newest;
+    std::size_t taken = newest;
+    if (by == mode::repeated) {
+      if (const decision* const d = scripted('~')) taken = newest - std::min<std::size_t>(d->value, newest - oldest);
+    } else {
+      old_values.clear();
+      for (std::size_t i = oldest; i < newest; ++i) {
+        const message& m = x.stores[i];
+        if (only != nullptr && m.value == *only) continue;
+        // An older store of that value that hands over no more: who knows less may do all that who knows more may do.
+        const bool covered = merging && std::any_of(old_values.begin(), old_values.end(), [&](std::size_t other) {
+          const message& o = x.stores[other];
+          return o.value == m.value && (!acquires(how) || shows_no_more(o.shown, m.shown));
+        });
+        if (!covered) old_values.push_back(i);
+      }
+      if (old_values.empty()) return newest;
+      if (old_values.size() >= most_options) fail("too many old values for the explorer");
+      const auto count = static_cast<unsigned>(old_values.size()) + 1;
+      unsigned at = 0;
+      if (by == mode::exhaustive)
+        at = search((std::uint32_t{1} << count) - 1);
+      else if (random() % 8 == 0)
+        at = static_cast<unsigned>(random() % count);
+      if (at != 0) taken = old_values[old_values.size() - at];
     }
-    return at;
+    if (taken == newest) return newest;
+    note('~', static_cast<unsigned>(newest - taken));
+    ++stale;
+    return taken;
   }
 
   void print(const char* what, const object& x, std::uint64_t value, order how, const place& from,
@@ -626,16 +849,18 @@ struct engine {
       f.caught = {};
       f.exits.clear();
       f.begun = f.finished = f.parked = f.paused = f.asleep = false;
+      f.shows = true;
       f.owed = 0;
       f.ran_since = ~0U;
       f.waits_for = nullptr;
       f.blocked_on = f.awaits = nullptr;
       f.next = {};
       f.operations = f.steps = 0;
+      f.history = f.values = 0;
     }
     fibers[main_thread].finished = true;  // it waits for the others
     fibers[main_thread].memory.used = first_used;
-    std::memset(tables.begin, 0, tables.used);
+    for (const std::size_t page : table_pages) std::memset(tables.begin + page * page_bytes, 0, page_bytes);
     tables.used = 0;
     views.used = 0;
     std::memcpy(locals, fresh_locals.data(), locals_bytes);
@@ -650,14 +875,17 @@ struct engine {
     all_objects.clear();
     objects.fill(nullptr);
     shared = 0;
+    shared_objects.clear();
+    learnt.clear();
     branches.clear();
+    states.clear();
   }
 
   [[nodiscard]] ending run() {
     restore();
     ++execution;
     depth = preemptions = stale = 0;
-    total = ticks = random_steps = 0;
+    total = ticks = ended = all_stores = all_agreed = random_steps = 0;
     refusals = 0;
     script_at = 0;
     decisions.clear();
@@ -678,6 +906,7 @@ struct engine {
         exploring = true;
         decide();
         exploring = false;
+        if (collecting) results.push_back(result());
         running->check();
         end_threads();
       }
@@ -685,6 +914,9 @@ struct engine {
     }
     inside = false;
     exploring = false;
+    if (!learnt.empty()) how_ended = ending::learnt;
+    for (object* const x : learnt) share(*x);
+    learnt.clear();
     return how_ended;
   }
 
@@ -743,7 +975,15 @@ int note_segment(dl_phdr_info* of, std::size_t /*size*/, void* /*context*/) {
   return 1;
 }
 
-void on_signal(int number) {
+void on_signal(int number, siginfo_t* about, void* /*context*/) {
+  // Most of a table is never used. What is not written to need not be zeroed.
+  if (number == SIGSEGV && the != nullptr && the->tables.contains(about->si_addr)) {
+    const std::ptrdiff_t at = static_cast<std::byte*>(about->si_addr) - the->tables.begin;
+    const std::size_t page = static_cast<std::size_t>(at) / page_bytes;
+    if (mprotect(the->tables.begin + page * page_bytes, page_bytes, PROT_READ | PROT_WRITE) != 0) std::abort();
+    the->table_pages.push_back(page);
+    return;
+  }
   if (the == nullptr || !the->inside) {
     static_cast<void>(signal(number, SIG_DFL));
     static_cast<void>(raise(number));
@@ -809,7 +1049,7 @@ std::uint64_t load(const void* at, unsigned bytes, order how, const place& from)
   const std::size_t number = e->pick(*x, how);
   const std::uint64_t value = e->read(*x, number, how);
   e->print("load", *x, value, how, from, number + 1 != x->stores.size() ? "  old" : "");
-  e->after(now);
+  e->after(now, number + 1 != x->stores.size());
   return value;
 }
 
@@ -891,7 +1131,7 @@ bool compare_exchange(void* at, unsigned bytes, std::uint64_t& expected, std::ui
   }
   expected = e->read(*x, number, failure);
   e->print("refused", *x, expected, failure, from, number != newest ? "  old" : "");
-  e->after({x, kind::load, failure == order::seq_cst});
+  e->after({x, kind::load, failure == order::seq_cst}, number != newest);
   return false;
 }
 
@@ -904,7 +1144,8 @@ bool heavy_barrier(const place& from) noexcept {
   if (!e->info->of.barrier) return true;
   const operation now{nullptr, kind::barrier, true};
   e->before(now);
-  if (e->refusals < e->info->of.barrier_refusals && e->choose_value('?', 2) != 0) {
+  e->remember(happening::barrier);
+  if (e->refusals < e->info->of.barrier_refusals && e->choose_value(2) != 0) {
     ++e->refusals;
     e->print("barrier, refused", from);
     e->after(now);
@@ -940,6 +1181,7 @@ void lock(bool& locked, const place& from) noexcept {
   while (locked) {
     e->count_operation();  // a choice of its own
     e->current->waits_for = x;
+    e->remember(happening::waited);
     e->print("waits for mutex", from);
     e->decide();
     e->current->asleep = false;
@@ -958,6 +1200,8 @@ bool try_lock(bool& locked, const place& from) noexcept {
   const operation now{x, kind::change, false};
   e->before(now);
   if (locked) {
+    e->remember(happening::noticed, x->stores.back().event);
+    e->current->values = fold(e->current->values, 1);
     e->print("try_lock", *x, 1, order::relaxed, from, "  refused");
     e->after({x, kind::load, false});
     return false;
@@ -995,6 +1239,7 @@ void block(const void* on, const place& from) noexcept {
   engine* const e = the;
   if (e == nullptr || !e->exploring) fail("a wait that nobody ends");
   e->count_operation();
+  e->remember(happening::told, e->current->awaits == on);
   if (e->current->awaits != on) return;  // notified already
   e->current->blocked_on = on;
   e->print("waits for condition", from);
@@ -1009,6 +1254,7 @@ void unblock(const void* on, bool all, const place& from) noexcept {
   e->count_operation();
   const operation now{nullptr, kind::barrier, true};
   e->before(now);
+  e->remember(happening::told);
   for (fiber& each : e->fibers) {
     if (each.awaits != on) continue;
     each.awaits = each.blocked_on = nullptr;
@@ -1022,6 +1268,7 @@ void yield(const place& from) noexcept {
   engine* const e = the;
   if (e == nullptr || !e->exploring) return;
   e->count_operation();
+  e->remember(happening::paused);
   fiber& f = *e->current;
   f.next = {nullptr, kind::pause, true};
   f.paused = true;
@@ -1040,15 +1287,16 @@ void rest(const place& from) noexcept {
   yield(from);
   for (const object* const each : e->all_objects)
     if (each->shared && each->execution == e->execution)
-      e->current->seen->of()[each->id] = static_cast<stamp>(each->stores.size() - 1);
+      engine::advance(*e->current->seen, each->id, static_cast<stamp>(each->stores.size() - 1));
 }
 
 bool others_are_stopped() noexcept {
-  const engine* const e = the;
+  engine* const e = the;
   if (e == nullptr || !e->exploring) return true;
-  for (unsigned i = 0; i < e->info->of.threads; ++i)
-    if (&e->fibers[i] != e->current && !e->fibers[i].stopped()) return false;
-  return true;
+  bool all = true;
+  for (unsigned i = 0; i < e->info->of.threads; ++i) all = all && (&e->fibers[i] == e->current || e->fibers[i].stopped());
+  e->remember(happening::looked, all);
+  return all;
 }
 
 void touch(const void* data, bool writes) noexcept {
@@ -1058,6 +1306,7 @@ void touch(const void* data, bool writes) noexcept {
   std::size_t slot = (address * 0x9e3779b97f4a7c15) >> 48;
   while (e->plain_data[slot].address != address && e->plain_data[slot].execution == e->execution)
     slot = (slot + 1) % table_size;
+  e->current->shows = true;
   race_record& r = e->plain_data[slot];
   if (r.execution != e->execution) r = {address, e->execution, 0, 0, {}};
   const fiber& f = *e->current;
@@ -1100,7 +1349,7 @@ void fail(const char* format, ...) noexcept {
 unsigned choose(unsigned count) noexcept {
   if (count < 2) return 0;
   the->count_operation();
-  return the->choose_value('?', count);
+  return the->choose_value(count);
 }
 
 void as_thread(unsigned self, const std::function<void()>& body) { the->as(the->fibers[self], body); }
@@ -1119,12 +1368,14 @@ void run_thread(const std::function<void()>& body) {
 
 void end_threads() { the->end_threads(); }
 
-std::uint64_t tick() noexcept {
+std::uint64_t tick(bool ends) noexcept {
   engine& e = *the;
   if (!e.exploring) return e.ticks++;
   e.count_operation();
-  const operation now{nullptr, kind::change, false};  // conflicts with every other tick
+  const operation now{nullptr, ends ? kind::end : kind::begin, false};
   e.before(now);
+  e.remember(ends ? happening::ended : happening::began, ends ? 0 : e.ended);
+  if (ends) e.ended += e.current->history;
   e.after(now);
   return e.ticks++;
 }
@@ -1174,27 +1425,37 @@ void prepare(void (*warm_up)()) {
   static_cast<void>(sigaltstack(&apart, nullptr));
   for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP}) {
     struct sigaction action {};
-    action.sa_handler = on_signal;
-    action.sa_flags = SA_ONSTACK | SA_NODEFER;
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_ONSTACK | SA_NODEFER | SA_SIGINFO;
     static_cast<void>(sigaction(number, &action, nullptr));
   }
   static_cast<void>(dl_iterate_phdr(note_segment, nullptr));
+  std::memset(e.tables.begin, 0, e.tables.used);
+  if (mprotect(e.tables.begin, e.tables.size, PROT_READ) != 0) std::abort();
   for (const auto& each : e.first)
     if (each.live) e.segments.push_back({each.begin, own_vector<std::byte>(each.begin, each.begin + each.size)});
 }
 
-outcome explore(const scenario_info& of, unsigned bound, unsigned stale_bound, bool full) {
+outcome explore(const scenario_info& of, const limits& within, std::vector<std::uint64_t>* results) {
   engine& e = *the;
   outcome all;
   e.info = &of;
   e.clear_scenario();
-  e.bound = bound;
-  e.stale_bound = stale_bound;
-  e.reduced = !full;
+  e.bound = within.preemptions;
+  e.stale_bound = within.stale;
+  e.sleeping = within.sleeping;
+  e.merging = within.merging;
+  e.collecting = results != nullptr;
+  e.results.clear();
   e.victim = most_threads;
   const auto found = [&] {
+    e.collecting = false;
     all.failed = true;
     report(of, all.executions + all.pruned + 1);
+  };
+  const auto distinct = [&] {
+    std::sort(e.results.begin(), e.results.end());
+    e.results.erase(std::unique(e.results.begin(), e.results.end()), e.results.end());
   };
   // A few random ones first: they learn most of what is shared.
   e.by = mode::random;
@@ -1205,43 +1466,36 @@ outcome explore(const scenario_info& of, unsigned bound, unsigned stale_bound, b
     if (how != ending::learnt) ++i;
   }
   e.by = mode::exhaustive;
-  bool again = true;
-  for (unsigned victim = 0; again; ++victim) {
-    again = false;
-    if (of.of.parked != 0) {
-      while (victim < of.of.threads && (of.of.parked >> victim & 1) == 0) ++victim;
-      if (victim == of.of.threads) break;
-      again = true;
-      e.victim = victim;
-    }
-    for (e.victim_stops_at = 0;; ++e.victim_stops_at) {
-      bool parked = false;
+  e.results.clear();
+  std::size_t kept = 0;
+  for (bool more = true; more;) {
+    const ending how = e.run();
+    if (how == ending::failed) return found(), all;
+    if (how == ending::learnt) {
+      ++all.restarts;
+      all.executions = all.pruned = 0;
       e.branches.clear();
-      for (bool more = true; more;) {
-        const ending how = e.run();
-        if (how == ending::failed) return found(), all;
-        if (how == ending::learnt) {
-          ++all.restarts;
-          e.branches.clear();
-          continue;
-        }
-        parked = parked || how == ending::parked;
-        ++(how == ending::pruned ? all.pruned : all.executions);
-        more = false;
-        while (!e.branches.empty() && !more) {
-          branch& last = e.branches.back();
-          const std::uint32_t later = last.allowed & ~((std::uint32_t{2} << last.taken) - 1);
-          more = later != 0;
-          if (more)
-            last.taken = static_cast<std::uint8_t>(std::countr_zero(later));
-          else
-            e.branches.pop_back();
-        }
-      }
-      if (of.of.parked == 0 || !parked) break;
+      e.states.clear();
+      e.results.clear();
+      continue;
+    }
+    ++(how == ending::pruned ? all.pruned : all.executions);
+    if (e.results.size() > 2 * kept + 1000000) distinct(), kept = e.results.size();
+    more = false;
+    while (!e.branches.empty() && !more) {
+      branch& last = e.branches.back();
+      const std::uint32_t later = last.allowed & ~((std::uint32_t{2} << last.taken) - 1);
+      more = later != 0;
+      if (more)
+        last.taken = static_cast<std::uint8_t>(std::countr_zero(later));
+      else
+        e.branches.pop_back();
     }
   }
   all.shared = e.shared;
+  e.collecting = false;
+  distinct();
+  if (results != nullptr) results->assign(e.results.begin(), e.results.end());
   return all;
 }
 

@@ -10,11 +10,23 @@
 ///                blocks, yields or ends is no preemption. Each bound is a statement: no execution within it fails.
 ///   random       priorities that change at random steps (PCT: Burckhardt et al., ASPLOS 2010), old values at random; by
 ///                seed.
-///   parked       exhaustive, and one thread stops for ever before its n-th step, for each n: the others must end.
-/// Reductions, both sound within the bound
+///   parked       exhaustive, and one thread stops for ever before any of its steps: a choice like others. The others must
+///                end.
+/// Reductions, all sound within the bound: what is left out has the same finds as something that is searched before and
+/// costs no more. `model --compare` searches with them and without, and compares what the executions come to.
 ///   What only one thread uses, or nobody writes, is no step. The set is learnt; when it grows, the search starts again.
 ///   Who was preempted before an operation goes on only after an operation of another that conflicts with it: otherwise the
 ///   preemption after the operation leads to the same, costs no more, and comes first in the search.
+///   A state is searched once, unless less was spent on the way to it, or fewer threads sleep there. It is told by a hash of
+///   what it follows from: each thread's history, that is, the stores that it has read from, with the histories of their
+///   writers (the happens-before relation and the values), and what it has chosen; the stores of each object, in order, with
+///   what each shows; what each thread has seen; who runs, waits or sleeps. A thread's own state and plain data follow from
+///   that, since a race on plain data is a find: so what threads share must be an object of door.hpp, or be announced as
+///   plain, or commute. A step changes a history, so that no execution meets a state twice. That two of n states have one hash
+///   of 64 bits has a probability of n^2 / 2^65: 3 in 10^6 for 10^7. States that find no room are searched again.
+///   Of old stores with one value a load returns only the oldest that hands over no more than the others: who knows less may
+///   read, and race with, all that who knows more may.
+///   A thread is not parked after a step that shows the others nothing: it might as well have been parked before.
 ///
 /// Memory   Each object keeps its stores, in the order of execution. A thread has a view: per object the oldest store that
 ///          it may still read. Loads choose among the stores from there on; release and acquire hand views on, through
@@ -53,7 +65,7 @@ class scenario {
 
 struct traits {
   unsigned threads = 2;
-  /// Of the long run; small scenarios can bear more, large ones less.
+  /// Of the long run; small scenarios can bear more, the largest less.
   unsigned long_bound = 4;
   unsigned short_bound = 2;
   unsigned stale = ~0U;         ///< loads that return an old value; ~0: as many as preemptions
@@ -90,8 +102,9 @@ void end_threads();
 /// In the setup: a thread of its own, from start to exit, without steps.
 void run_thread(const std::function<void()>& body);
 
-/// A step that orders nothing: the number of such steps before. For recorded histories.
-[[nodiscard]] std::uint64_t tick() noexcept;
+/// A step that orders nothing: the number of such steps before. For recorded histories, in which the order of a call's begin
+/// and another's end counts, and not that of two begins or two ends.
+[[nodiscard]] std::uint64_t tick(bool ends) noexcept;
 
 /// What the number of the thread is that runs; most_threads in setup and check.
 [[nodiscard]] unsigned self() noexcept;

@@ -6,7 +6,8 @@
 //   --bound N                      preemptions, and loads of an old value
 //   --stale N                      loads of an old value
 //   --random N [--seed S]          instead, N random executions of each
-//   --full                         without the second reduction of explorer.hpp
+//   --without sleep|states|both    without these reductions of explorer.hpp
+//   --compare                      with the reductions and without: what the executions come to must be the same
 //   --replay CHOICES               of one scenario, the execution that a find has printed
 //   --list
 // Exit status: 0 no find, 1 a find, 2 a mistake in these.
@@ -53,7 +54,9 @@ struct orders {
   std::uint64_t seed = 0;
   bool seeded = false;
   bool list = false;
-  bool full = false;
+  bool compare = false;
+  bool sleeping = true;
+  bool merging = true;
 };
 
 /// The audits of tests/support check by doctest.
@@ -83,7 +86,21 @@ void on_assertion(const doctest::AssertData& of) {
   const unsigned usual = std::getenv("ORDERLY_TEST_LONG") != nullptr ? of.of.long_bound : of.of.short_bound;
   const unsigned bound = asked.bound >= 0 ? static_cast<unsigned>(asked.bound) : usual;
   const unsigned stale = asked.stale >= 0 ? static_cast<unsigned>(asked.stale) : std::min(bound, of.of.stale);
-  const outcome all = explore(of, bound, stale, asked.full);
+  limits within{.preemptions = bound, .stale = stale, .sleeping = asked.sleeping, .merging = asked.merging};
+  if (asked.compare) {
+    std::vector<std::uint64_t> with;
+    std::vector<std::uint64_t> without;
+    const outcome reduced = explore(of, within, &with);
+    within.sleeping = within.merging = false;
+    const outcome full = explore(of, within, &without);
+    const bool same = reduced.failed == full.failed && (full.failed || with == without);
+    std::printf("%s/%s: bound %u, old values %u: %zu results of %llu executions, %zu of %llu in full, %.2f s%s\n",
+                of.group, of.name, bound, stale, with.size(), static_cast<unsigned long long>(reduced.executions),
+                without.size(), static_cast<unsigned long long>(full.executions), seconds(),
+                same ? "" : ": FAILED: they differ");
+    return same;
+  }
+  const outcome all = explore(of, within);
   std::printf("%s/%s: bound %u, old values %u: %llu executions, %llu cut short, %u objects, %.2f s\n", of.group, of.name,
               bound, stale, static_cast<unsigned long long>(all.executions), static_cast<unsigned long long>(all.pruned),
               all.shared, seconds());
@@ -100,12 +117,19 @@ int main(int count, char** arguments) {
       asked.list = true;
       continue;
     }
-    if (option == "--full") {
-      asked.full = true;
+    if (option == "--compare") {
+      asked.compare = true;
       continue;
     }
     if (i + 1 == count) return misuse("this option is unknown, or needs a value", arguments[i]);
     const char* const value = arguments[++i];
+    if (option == "--without") {
+      const std::string_view what = value;
+      if (what != "sleep" && what != "states" && what != "both") return misuse("no reduction is called", value);
+      asked.sleeping = what == "states";
+      asked.merging = what == "sleep";
+      continue;
+    }
     if (option == "--group") asked.group = value;
     else if (option == "--scenario") asked.scenario = value;
     else if (option == "--replay") asked.replay = value;

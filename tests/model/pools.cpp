@@ -426,9 +426,9 @@ struct history : of_pool {
 
   void* recorded_allocate(std::uint32_t wanted) {
     test::recorded_call call{.what = test::recorded_call::kind::allocate, .thread = self(), .granules = wanted};
-    call.called = tick();
+    call.called = tick(false);
     void* const block = allocate(wanted, self());
-    call.returned = tick();
+    call.returned = tick(true);
     if (block != nullptr) call.start = static_cast<std::uint32_t>(owners::granule_of(block));
     calls.push_back(call);
     return block;
@@ -437,9 +437,9 @@ struct history : of_pool {
     test::recorded_call call{.what = test::recorded_call::kind::free, .thread = self()};
     call.start = static_cast<std::uint32_t>(owners::granule_of(block));
     owned.give(block, length, self());
-    call.called = tick();
+    call.called = tick(false);
     call.accepted = tested->try_deallocate(block, length * granule) == error::none;
-    call.returned = tick();
+    call.returned = tick(true);
     calls.push_back(call);
   }
   void check() override {
@@ -510,15 +510,14 @@ struct stopped_at_work : of_pool {
   }
 };
 
-constexpr traits usual{.long_bound = 3, .stale = 1};
-constexpr traits usual_without{.long_bound = 3, .stale = 1, .barrier = false};
-constexpr traits refused{.long_bound = 3, .stale = 1, .barrier_refusals = 2};
+constexpr traits usual{.stale = 1};
+constexpr traits usual_without{.stale = 1, .barrier = false};
+constexpr traits refused{.stale = 1, .barrier_refusals = 2};
 constexpr traits exiting{.long_bound = 3, .stale = 1, .exits = true};
-constexpr traits small{.stale = 1};
 constexpr traits small_exiting{.stale = 1, .exits = true};
 constexpr traits three{.threads = 3, .long_bound = 2, .stale = 1};
-constexpr traits parked{.long_bound = 3, .stale = 1, .parked = 1};
-constexpr traits parked_long{.long_bound = 2, .short_bound = 1, .stale = 1, .parked = 1};
+constexpr traits parked{.stale = 1, .parked = 1};
+constexpr traits parked_long{.long_bound = 2, .stale = 1, .parked = 1};
 
 const registered<take_and_give> a1("pool", "take-and-give", usual);
 const registered<take_and_give> a2("pool", "take-and-give-without-barrier", usual_without);
@@ -529,21 +528,21 @@ const registered<pair_and_single> c2("pool", "pair-and-single-without-barrier", 
 const registered<press_on_a_front> d1("pool", "press-on-a-front", usual);
 const registered<press_on_a_front> d2("pool", "press-on-a-front-barrier-refused", refused);
 
-const registered<press_after_a_refusal> d3("pool", "press-after-a-refusal", small);
-const registered<return_home> e1("home", "return", small);
-const registered<return_home_under_a_pass> e2("home", "return-under-a-pass", small);
+const registered<return_home> e1("home", "return", usual);
+const registered<return_home_under_a_pass> e2("home", "return-under-a-pass", usual);
 const registered<return_home_under_a_pass> e3("home", "return-under-a-pass-without-barrier", usual_without);
 const registered<free_at_home_under_a_pass> e4("home", "free-under-a-pass", usual);
 const registered<free_at_home_under_a_pass> e5("home", "free-under-a-pass-without-barrier", usual_without);
-const registered<double_free<true>> f1("home", "double-free", small);
-const registered<double_free<true, 2>> f3("home", "double-free-elsewhere", small);
-const registered<double_free<false, 2>> f4("home", "double-free-elsewhere-of-unknown-size", small);
+const registered<double_free<true>> f1("home", "double-free", usual);
+const registered<double_free<true, 2>> f3("home", "double-free-elsewhere", usual);
+const registered<double_free<false, 2>> f4("home", "double-free-elsewhere-of-unknown-size", usual);
+const registered<double_free<false>> f2("home", "double-free-of-unknown-size", usual);
+const registered<press_after_a_refusal> d3("pool", "press-after-a-refusal", small);
 const registered<double_free_of_a_large_one> f5("home", "double-free-of-a-large-one", small);
 const registered<double_free_collected> f8("home", "double-free-collected", small);
 const registered<small_blocks> g7("exit", "small-blocks", small_exiting);
 const registered<wrong_frees> f6("home", "wrong-frees", small);
 const registered<collected> f7("home", "collected", small);
-const registered<double_free<false>> f2("home", "double-free-of-unknown-size", small);
 
 const registered<exit_and_return> g1("exit", "return", small_exiting);
 const registered<front_changes_hands> g2("exit", "front-changes-hands", small_exiting);
@@ -552,7 +551,7 @@ const registered<return_to_nobody> g5("exit", "return-to-nobody", small);
 const registered<return_to_nobody> g6("exit", "return-to-nobody-without-barrier", usual_without);
 const registered<pool_ends> g3("exit", "pool-ends", small_exiting);
 
-const registered<grow> h1("growth", "grow", small);
+const registered<grow> h1("growth", "grow", usual);
 const registered<grow_refused> h2("growth", "grow-refused", usual);
 const registered<trim> h3("growth", "trim", usual);
 
