@@ -76,7 +76,8 @@ class any_peer {
   /// None: the peer knows no streams.
   [[nodiscard]] virtual std::optional<stream_work> made() const noexcept { return std::nullopt; }
 
-  /// Null: the peer is no pool of orderly, or one that commits nothing piecewise. Then it has no use for a watcher either.
+  /// Null: the peer is no pool of orderly, or one that commits nothing piecewise. Then it has no use for a watcher
+  /// either.
   [[nodiscard]] virtual const pool_view* inside() const noexcept { return nullptr; }
 };
 

@@ -83,7 +83,8 @@ void history_recorder::after(std::uint64_t position, const event& call, const vo
   const pool_view& pool = *peer.inside();
   const auto address = reinterpret_cast<std::uintptr_t>(block);
   const statistics now = pool.stats();
-  // Most calls are served by a cache, which moves one block and nothing else. After any other, all blocks are looked at.
+  // Most calls are served by a cache, which moves one block and nothing else. After any other all blocks are looked
+  // at.
   bool known = false;
   if (call.what == action::allocate && block != nullptr) {
     const std::size_t length = pool.block_size(block);
@@ -141,12 +142,16 @@ void complete(memory_history& recorded, const trace& replayed, const replay_plan
 
 namespace {
 
+[[noreturn]] void fail(const std::string& what) {
+  throw std::runtime_error("the temporary file for the history of a pool cannot be " + what);
+}
+
 template <class T>
   requires std::is_trivially_copyable_v<T>
 void put(std::FILE* file, const std::vector<T>& values) {
   const std::size_t count = values.size();
   if (std::fwrite(&count, sizeof count, 1, file) != 1 || std::fwrite(values.data(), sizeof(T), count, file) != count)
-    throw std::runtime_error("the temporary file for the history of a pool cannot be written");
+    fail("written");
 }
 
 template <class T>
@@ -156,7 +161,7 @@ void get(std::FILE* file, std::vector<T>& values) {
   bool whole = std::fread(&count, sizeof count, 1, file) == 1;
   if (whole) values.resize(count);
   whole = whole && std::fread(values.data(), sizeof(T), count, file) == count;
-  if (!whole) throw std::runtime_error("the temporary file for the history of a pool cannot be read");
+  if (!whole) fail("read");
 }
 
 }  // namespace
@@ -171,7 +176,7 @@ void handed_over::write(const memory_history& recorded) {
   put(file_, recorded.cached);
   put(file_, recorded.committed);
   put(file_, recorded.samples);
-  if (std::fflush(file_) != 0) throw std::runtime_error("the temporary file for the history of a pool cannot be written");
+  if (std::fflush(file_) != 0) fail("written");
 }
 
 memory_history handed_over::read() {

@@ -1,6 +1,6 @@
 /// \file
-/// What a pool did with its memory over the course of a trace: which addresses were live, cached and committed, and from
-/// which event to which.
+/// What a pool did with its memory over the course of a trace: which addresses were live, cached and committed, and
+/// from which event to which.
 #pragma once
 
 #include <cstddef>
@@ -49,8 +49,8 @@ struct memory_history {
   std::uint64_t chunk = 0;
   std::size_t interval = 1;                 ///< events to a sample of `statistics`
   std::vector<live_range> live;             ///< in the order of allocation
-  std::vector<memory_range> cached;         ///< freed, and kept for the next allocation; these two in the order of `from`
-  std::vector<memory_range> committed;      ///< live, cached and free ones lie in these
+  std::vector<memory_range> cached;         ///< freed, and kept for the next allocation; in the order of `from`
+  std::vector<memory_range> committed;      ///< live, cached and free memory; in the order of `from`
   std::vector<refused_allocation> refused;  ///< in the order of the trace
   std::vector<statistics> samples;          ///< after the last event of each interval
 };
@@ -87,8 +87,8 @@ class range_log {
   std::vector<memory_range> closed_;
 };
 
-/// Watches a pool during a replay in recorded order. The replay calls it in the turn of each event, so that one thread at
-/// a time is here.
+/// Watches a pool during a replay in recorded order. The replay calls it in the turn of each event, so that one thread
+/// at a time is here.
 class history_recorder final : public memory_watcher, public replay_observer {
  public:
   explicit history_recorder(const replay_plan& plan, std::size_t interval);

@@ -230,8 +230,8 @@ class session {
   void write_states() {
     const auto has_history = [](const traced_memory& traced) { return !traced.histories.empty(); };
     if (!std::ranges::all_of(states_, has_history)) {
-      std::fputs("orderly-replay: there is nothing inside to look at: none of the allocators that served the trace is a "
-                 "pool of orderly that commits chunks\n",
+      std::fputs("orderly-replay: there is nothing inside to look at: none of the allocators that served the trace is "
+                 "a pool of orderly that commits chunks\n",
                  stderr);
       status_ = not_measured;
     }

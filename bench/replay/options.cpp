@@ -32,9 +32,9 @@ constexpr const char* notes =
     "unless --touch is given. Each allocator runs in a process of its own.\n\n"
     "Streams: allocators named *-streams serve each replaying thread in a software stream of its own. Allocations are\n"
     "followed by work in the stream that writes to the block; a block is freed in the stream of its allocation.\n\n"
-    "--html, --state, --snapshot: one more replay of one copy in recorded order, in which orderly's pools are looked into\n"
-    "after each event. The page is one file and needs no network. The snapshot opens in PyTorch's memory_viz page; it has\n"
-    "one device, events for time and the trace's threads for streams, and reads as the trace when it is replayed.\n\n"
+    "--html, --state, --snapshot: one more replay of one copy in recorded order; after each event orderly's pools are\n"
+    "looked into. The page is one file and needs no network. The snapshot is for PyTorch's memory_viz page; it has\n"
+    "one device, events for time and the trace's threads for streams, and when it is replayed it reads as the trace.\n\n"
     "--find-limit: one copy, in recorded order, on the same threads; searched upwards from the peak of live bytes in\n"
     "steps that double, then bisected, to the chunk (64 KiB where --chunk is not given).\n\n"
     "Exit status: 0; 1 if something asked for could not be measured; 2 if the input or the arguments are wrong.";
@@ -156,7 +156,8 @@ void add_outputs(CLI::App& app, replay_options& chosen) {
   app.add_option("--plot", chosen.plot, "Draw memory over time, and the address map of orderly")
       ->check(CLI::Validator(check_plot, ""))
       ->type_name("FILE.png|FILE.svg");
-  app.add_option("--html", chosen.html, "Write a page with memory over time, and orderly's chunks and blocks at any event")
+  app.add_option("--html", chosen.html,
+                 "Write a page with memory over time, and orderly's chunks and blocks at any event")
       ->type_name("FILE");
   app.add_option("--state", chosen.state, "Write what that page shows as JSON; state.schema.json describes it")
       ->type_name("FILE");

@@ -27,7 +27,8 @@ using writer = std::unique_ptr<archive, closer>;
 void check(const writer& out, int outcome) {
   if (outcome == ARCHIVE_OK) return;
   const char* why = archive_error_string(out.get());
-  throw std::runtime_error(std::string("the page's data cannot be compressed: ") + (why != nullptr ? why : "no reason"));
+  throw std::runtime_error(std::string("the page's data cannot be compressed") + (why != nullptr ? ": " : "") +
+                           (why != nullptr ? why : ""));
 }
 
 la_ssize_t append(archive*, void* to, const void* bytes, std::size_t count) {

@@ -6,8 +6,8 @@
 
 namespace orderly::bench {
 
-/// The page as HTML: page.html, page.css and page.js with the document inside, compressed. It needs no other file and no
-/// network.
+/// The page as HTML: page.html, page.css and page.js with the document inside, compressed. It needs no other file, and
+/// no network.
 [[nodiscard]] std::string page_with(const std::string& document);
 
 }  // namespace orderly::bench

@@ -3,6 +3,7 @@
 const LENS_CHUNKS = 16;
 const ROW_HEIGHT = 13;
 const MOST_ROWS = 48;
+const ROUNDING_ALPHA = 0.55;
 
 const byId = id => document.getElementById(id);
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -186,6 +187,14 @@ function byCategory(label, column, describe) {
 
 const sizeColour = bytes => SIZES[Math.max(0, Math.min(SIZES.length - 1, Math.floor((Math.log2(bytes) - 8) / 2)))];
 
+function laneWord(pool) {
+  return pool.name.endsWith('-streams') ? 'stream' : 'lane';
+}
+
+function tagName(value, pool) {
+  return pool.history.tags?.[value] ?? `tag ${value}`;
+}
+
 /// Another way to colour blocks is one more line.
 const COLOURINGS = {
   lane: byCategory('lane', 'lane', (value, pool) => `${laneWord(pool)} ${value}`),
@@ -197,10 +206,8 @@ const COLOURINGS = {
     legend: () => SIZES.map((colour, i) => [colour, i === 0 ? 'below 1 KiB' :
         i + 1 === SIZES.length ? `${formatBytes(4 ** (i + 4))} and more` : `from ${formatBytes(4 ** (i + 4))}`]),
   },
-  tag: byCategory('tag', 'tag', (value, pool) => pool.history.tags?.[value] ?? `tag ${value}`),
+  tag: byCategory('tag', 'tag', tagName),
 };
-
-const laneWord = pool => pool.name.endsWith('-streams') ? 'stream' : 'lane';
 
 // ------------------------------------------------------------------------------------------------------------- drawing
 
@@ -263,7 +270,8 @@ class Chart {
     this.trace = trace;
     this.key = null;
     const curves = trace.allocators.map(each => each.committed_bytes);
-    this.most = 1.06 * Math.max(1, ...[trace.live_bytes, ...curves].map(values => values.reduce((a, b) => Math.max(a, b), 0)));
+    const highest = [trace.live_bytes, ...curves].map(values => values.reduce((a, b) => Math.max(a, b), 0));
+    this.most = 1.06 * Math.max(1, ...highest);
     // A limit far above all that happened would flatten it.
     this.limit = trace.limit_bytes !== null && trace.limit_bytes < 2 * this.most ? trace.limit_bytes : null;
     if (this.limit !== null) this.most = Math.max(this.most, 1.04 * this.limit);
@@ -374,8 +382,10 @@ class Chart {
     const entries = [[css('--live'), `live (requested) ${formatBytes(this.trace.live_bytes[sample] ?? 0)}`]];
     this.trace.allocators.forEach((each, i) =>
       entries.push([line(i), `committed by ${each.allocator} ${formatBytes(each.committed_bytes[sample])}`]));
-    if (this.trace.limit_bytes !== null)
-      entries.push([null, `limit ${formatBytes(this.trace.limit_bytes)}${this.limit === null ? ', above the chart' : ' (dashed)'}`]);
+    if (this.trace.limit_bytes !== null) {
+      const where = this.limit === null ? ', above the chart' : ' (dashes)';
+      entries.push([null, `limit ${formatBytes(this.trace.limit_bytes)}${where}`]);
+    }
     if (this.trace.interval > 1) entries.push([null, `(the highest of ${this.trace.interval} events around)`]);
     legend(list, entries);
   }
@@ -458,7 +468,7 @@ class AddressMap {
     }
     // What rounding added to a block.
     c.fillStyle = css('--edge');
-    c.globalAlpha = 0.55;
+    c.globalAlpha = ROUNDING_ALPHA;
     for (const i of state.blocks) {
       const lost = pool.blocks.bytes[i] - pool.requested[i];
       if (lost * scale > 0.5) fill(pool.blocks.place[i] + pool.requested[i], lost, 1);
@@ -478,7 +488,8 @@ class AddressMap {
     };
     c.fillStyle = css('--muted');
     if (pool.chunk * scale >= 6) {
-      for (let place = Math.ceil(view.begin / pool.chunk) * pool.chunk; place < view.end; place += pool.chunk) line(place, 0.5);
+      const first = Math.ceil(view.begin / pool.chunk) * pool.chunk;
+      for (let place = first; place < view.end; place += pool.chunk) line(place, 0.5);
     }
     c.fillStyle = css('--ink');
     if (pool.packed.pieces.length < 2000) for (const piece of pool.packed.pieces) line(piece.place, 1.5);
@@ -505,16 +516,27 @@ class AddressMap {
     return blocks.place[numbers[next]];
   }
 
+  /// What the legend says of the states.
   entries() {
-    const paint = name => css(name);
-    return [
-      [c => { c.fillStyle = css('--uncommitted'); c.fillRect(0, 0, 22, 13); c.strokeStyle = css('--line'); c.strokeRect(0.5, 0.5, 21, 12); },
-       'not committed'],
-      [paint('--free'), 'committed, free'],
-      [c => { c.fillStyle = striped(c); c.fillRect(0, 0, 22, 13); }, 'cached'],
-      [c => { c.fillStyle = CATEGORIES[0]; c.fillRect(0, 0, 22, 13); c.globalAlpha = 0.55; c.fillStyle = css('--edge'); c.fillRect(14, 0, 8, 13); },
-       'live; paler: added by rounding'],
-    ];
+    const uncommitted = c => {
+      c.fillStyle = css('--uncommitted');
+      c.strokeStyle = css('--muted');
+      c.fillRect(0, 0, 22, 13);
+      c.strokeRect(0.5, 0.5, 21, 12);
+    };
+    const cached = c => {
+      c.fillStyle = striped(c);
+      c.fillRect(0, 0, 22, 13);
+    };
+    const rounded = c => {
+      c.fillStyle = CATEGORIES[0];
+      c.fillRect(0, 0, 22, 13);
+      c.fillStyle = css('--edge');
+      c.globalAlpha = ROUNDING_ALPHA;
+      c.fillRect(14, 0, 8, 13);
+    };
+    return [[uncommitted, 'not committed'], [css('--free'), 'committed, free'], [cached, 'cached'],
+            [rounded, 'live; paler: added by rounding']];
   }
 
   /// In words, what is at a place.
@@ -524,15 +546,17 @@ class AddressMap {
     const address = pool.packed.address(place);
     const at = offset => `0x${(history.origin + offset).toString(16)}`;
     const chunk = `chunk at ${at(Math.floor(address / pool.chunk) * pool.chunk)}`;
-    const ends = (ranges, i) => ranges.to[i] < trace.events ? `until event ${count(ranges.to[i])}` : 'to the end of the trace';
+    const ends = (ranges, i) =>
+      ranges.to[i] < trace.events ? `until event ${count(ranges.to[i])}` : 'to the end of the trace';
     const block = blocks.holding(state.blocks, address);
     if (block !== undefined) {
       const columns = history.blocks;
       const freed = blocks.to[block] < trace.events ?
         `freed at event ${count(blocks.to[block])} by thread ${columns.freed_by[block]}` : 'not freed within the trace';
-      const tag = columns.tag ? `, ${COLOURINGS.tag.legend(pool).length ? history.tags?.[columns.tag[block]] ?? columns.tag[block] : ''}` : '';
+      const tag = columns.tag ? `, ${tagName(columns.tag[block], pool)}` : '';
       return `live block at ${at(blocks.address[block])}, ${chunk}\n` +
-        `size ${formatBytes(blocks.bytes[block])}, requested ${formatBytes(pool.requested[block])} (${count(pool.requested[block])} B)\n` +
+        `size ${formatBytes(blocks.bytes[block])}, requested ${formatBytes(pool.requested[block])} ` +
+        `(${count(pool.requested[block])} B)\n` +
         `thread ${columns.thread[block]}, ${laneWord(pool)} ${columns.lane[block]}${tag}\n` +
         `allocated at event ${count(blocks.from[block])}, ${freed}`;
     }
@@ -606,8 +630,9 @@ class Page {
       const present = Object.keys(COLOURINGS).filter(key => COLOURINGS[key].present(this.pool));
       this.fill(byId('colour'), present.map(key => COLOURINGS[key].label), present);
       if (present.includes(before)) byId('colour').value = before;
-      byId('map-scale').textContent = `Addresses from left to right in rows of ${formatBytes(this.map.rowBytes)}; what was ` +
-        `never committed is left out, at the dark lines. A chunk is ${formatBytes(this.pool.chunk)}.`;
+      byId('map-scale').textContent =
+        `Addresses from left to right in rows of ${formatBytes(this.map.rowBytes)}; what was never committed is left ` +
+        `out, at the strong lines. A chunk is ${formatBytes(this.pool.chunk)}.`;
     }
     this.redraw();
   }
@@ -726,7 +751,8 @@ class Page {
     tip.textContent = text;
     const {width, height} = tip.getBoundingClientRect();
     tip.style.left = `${Math.min(pointer.clientX + 14, innerWidth - width - 8)}px`;
-    tip.style.top = `${pointer.clientY + 18 + height > innerHeight ? pointer.clientY - height - 10 : pointer.clientY + 18}px`;
+    const below = pointer.clientY + 18;
+    tip.style.top = `${below + height > innerHeight ? pointer.clientY - height - 10 : below}px`;
   }
 }
 

@@ -2,9 +2,9 @@
 """Converts the state document of orderly-replay (state.schema.json) into a PyTorch memory snapshot.
 
 The first history of the first trace becomes device 0. Segments are ranges that are committed at the end of the trace;
-what of them is not live is inactive, cached or not. A replay has no time, so time_us counts the events of the trace, and
-PyTorch records no threads: as in snapshot_to_csv.py, each thread of the trace counts as a stream, in a free that which
-frees. Segments belong to no stream; they say 0. There are no frames.
+what of them is not live is inactive, cached or not. A replay has no time, so time_us counts the events of the trace,
+and PyTorch records no threads: as in snapshot_to_csv.py, each thread of the trace counts as a stream, in a free that
+which frees. Segments belong to no stream; they say 0. There are no frames.
 
     state_to_snapshot.py SNAPSHOT < STATE.json
 """

@@ -38,9 +38,9 @@ TINY = HEADER + """1,0.1,allocate,0x100,300000,0
 # What the unpickler of the memory_viz page knows; it takes protocols 2 to 4.
 PAGE_READS = {
     "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPUT", "BINUNICODE", "DICT",
-    "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "FRAME", "LIST", "LONG1", "LONG_BINGET", "LONG_BINPUT", "MARK", "MEMOIZE",
-    "NEWFALSE", "NEWTRUE", "NONE", "PROTO", "SETITEM", "SETITEMS", "SHORT_BINUNICODE", "STOP", "TUPLE", "TUPLE1",
-    "TUPLE2", "TUPLE3",
+    "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "FRAME", "LIST", "LONG1", "LONG_BINGET", "LONG_BINPUT", "MARK",
+    "MEMOIZE", "NEWFALSE", "NEWTRUE", "NONE", "PROTO", "SETITEM", "SETITEMS", "SHORT_BINUNICODE", "STOP", "TUPLE",
+    "TUPLE1", "TUPLE2", "TUPLE3",
 }
 
 TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
@@ -147,8 +147,9 @@ class Documents(unittest.TestCase):
         tiny = self.tiny
         huge = self.folder / "huge.csv"
         huge.write_text(HEADER + f"1,0,allocate,0x1,{1 << 47},0\n")
+        limited = ["--limit", "320KiB", "--chunk", "64KiB", "--order", "free"]
         for status, arguments in ((0, ["-a", "orderly,malloc,orderly-streams", "--find-limit", tiny]),
-                                  (0, ["-a", "best-fit", "--limit", "320KiB", "--chunk", "64KiB", "--order", "free", tiny]),
+                                  (0, ["-a", "best-fit", *limited, tiny]),
                                   (1, ["-a", "malloc", "--touch", huge])):
             with self.subTest(arguments=arguments):
                 self.check(self.document("--json", *arguments, status=status), RESULTS_SCHEMA)
@@ -353,8 +354,9 @@ class Documents(unittest.TestCase):
 
     def test_where_there_is_nothing_inside_to_look_at(self):
         for option, name in (("--state", "a.json"), ("--html", "a.html"), ("--snapshot", "a.pickle")):
-            text = self.run_program("-a", "best-fit,orderly-flat-streams", option, self.folder / name, self.tiny, status=1)
-            self.assertIn("pool of orderly", text.stderr)
+            allocators = "best-fit,orderly-flat-streams"
+            result = self.run_program("-a", allocators, option, self.folder / name, self.tiny, status=1)
+            self.assertIn("pool of orderly", result.stderr)
 
 
 if __name__ == "__main__":

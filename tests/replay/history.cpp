@@ -103,7 +103,8 @@ class audit final : public replay_observer {
 };
 
 /// True if each range lies in one of `outer`, adjacent ones of which count as one.
-bool lies_in(const std::map<std::uint64_t, std::uint64_t>& ranges, const std::map<std::uint64_t, std::uint64_t>& outer) {
+bool lies_in(const std::map<std::uint64_t, std::uint64_t>& ranges,
+             const std::map<std::uint64_t, std::uint64_t>& outer) {
   std::map<std::uint64_t, std::uint64_t> joined;  // begin, end
   for (const auto& [begin, bytes] : outer) {
     if (!joined.empty() && joined.rbegin()->second == begin) joined.rbegin()->second += bytes;
@@ -189,8 +190,8 @@ TEST_CASE("parts of ranges close") {
   log.close(10, 10, 6);   // the middle of what is left of the first
   log.close(200, 100, 7);  // nothing
   CHECK(rows_of(std::move(log).finish(9)) ==
-        std::vector<row>{{50, 50, 1, 5}, {10, 10, 1, 6}, {0, 10, 1, 9}, {20, 30, 1, 9}, {100, 100, 2, 5}, {300, 50, 3, 5},
-                         {350, 50, 3, 9}});
+        std::vector<row>{{50, 50, 1, 5}, {10, 10, 1, 6}, {0, 10, 1, 9}, {20, 30, 1, 9}, {100, 100, 2, 5},
+                         {300, 50, 3, 5}, {350, 50, 3, 9}});
 }
 
 TEST_CASE("a range that is gone with the event that made it leaves no trace") {
@@ -213,16 +214,20 @@ TEST_CASE("ranges are replaced by what is there now") {
 }
 
 TEST_CASE("after every event the history is what the pool itself says") {
-  const std::vector<std::pair<std::string, software_schedule>> cases{
+  struct chosen {
+    std::string peer;
+    software_schedule schedule;
+  };
+  const std::vector<chosen> cases{
       {"orderly", software_schedule::eager},
       {"orderly-streams", software_schedule::eager},
       {"orderly-streams", software_schedule::random},
       {"orderly-waiting-streams", software_schedule::random},
   };
-  for (const auto& [name, schedule] : cases) {
-    CAPTURE(name);
-    CAPTURE(static_cast<int>(schedule));
-    const recorded made = record(name, {.schedule = schedule}, scaled(2000));
+  for (const chosen& each : cases) {
+    CAPTURE(each.peer);
+    CAPTURE(static_cast<int>(each.schedule));
+    const recorded made = record(each.peer, {.schedule = each.schedule}, scaled(2000));
     CHECK(made.refusals == 0);
     check_every_event(made);
   }
