@@ -76,7 +76,7 @@ class CommandLine(unittest.TestCase):
         text = self.run_program("--help").stdout
         for option in ("--allocator", "--order", "--threads", "--copies", "--repeat", "--chunk", "--limit",
                        "--capacity", "--find-limit", "--unit", "--touch", "--json", "--plot", "--list", "--schedule",
-                       "--run-ahead", "--slack"):
+                       "--run-ahead", "--slack", "--html", "--state", "--snapshot"):
             self.assertIn(option, text)
 
     def test_the_list_has_arenas_and_others(self):

@@ -36,11 +36,16 @@ std::string document_in(const std::string& page) {
   const std::size_t begin = page.find('>', tag) + 1;
   const std::string packed = page.substr(begin, page.find('<', begin) - begin);
   CHECK(packed.size() % 4 == 0);
+  const std::string bytes = from_base64(packed);
   const temporary_folder folder;
-  const auto source = open_bytes(folder.file("data.gz", from_base64(packed)));
+  const auto source = open_bytes(folder.file("data.gz", bytes));
   std::string text;
   while (source->append_to(text)) {
   }
+  // A gzip stream ends with the length of its text, and browsers refuse what follows.
+  std::size_t length = 0;
+  for (std::size_t i = 1; i <= 4; ++i) length = length << 8 | static_cast<unsigned char>(bytes[bytes.size() - i]);
+  CHECK(length == text.size());
   return text;
 }
 

@@ -237,18 +237,16 @@ class Page(unittest.TestCase):
             self.point_at(history, largest["address"] + largest["bytes"] / 2)
             self.assertIn(f"{state} at {history['origin'] + largest['address']:#x}", self.text("tip"))
         taken = sorted((row["address"], row["address"] + row["bytes"]) for rows in states.values() for row in rows)
-        committed = sorted((row["address"], row["address"] + row["bytes"]) for row in rows_at(history["committed"], event))
-        gaps = [(a_end, b) for (_, a_end), (b, _) in zip(taken, taken[1:])
-                if any(begin <= a_end and b <= end for begin, end in committed)]
+        held = [(row["address"], row["address"] + row["bytes"]) for row in rows_at(history["committed"], event)]
+        gaps = [(end, begin) for (_, end), (begin, _) in zip(taken, taken[1:])
+                if any(low <= end and begin <= high for low, high in held)]
         begin, end = max(gaps, key=lambda gap: gap[1] - gap[0])
         self.point_at(history, (begin + end) / 2)
-        self.assertRegex(self.text("tip"), r"^free, chunk at 0x")
-        now = {begin for begin, _ in committed}
-        never = [begin for begin in history["committed"]["address"]
-                 if not any(low <= begin < high for low, high in committed)]
-        self.assertTrue(never and now)
-        self.point_at(history, never[0] + 1)
-        self.assertRegex(self.text("tip"), r"^not committed, chunk at 0x")
+        self.assertRegex(self.text("tip"), "^free, chunk at 0x")
+        given_back = next(begin for begin in history["committed"]["address"]
+                          if not any(low <= begin < high for low, high in held))
+        self.point_at(history, given_back + 1)
+        self.assertRegex(self.text("tip"), "^not committed, chunk at 0x")
 
     def test_from_block_to_block_by_keys(self):
         self.show(self.whole)
@@ -316,14 +314,14 @@ class Page(unittest.TestCase):
 
     # Odd ones
 
-    def test_a_limit_and_a_refusal(self):
+    def test_a_limit(self):
         self.show(self.small)
         self.assertIn("limit 448 KiB", self.text("chart-legend"))
 
     def test_without_a_pool_of_orderly(self):
         self.show(self.flat)
         self.assertTrue(self.tab.evaluate("document.getElementById('inside').hidden"))
-        self.assertIn("no map", self.text("no-inside"))
+        self.assertFalse(self.tab.evaluate("document.getElementById('no-inside').hidden"))
         self.assertIn("committed by best-fit", self.text("chart-legend"))
 
     def test_a_trace_without_events(self):
