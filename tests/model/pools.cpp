@@ -537,17 +537,17 @@ const registered<double_free<true>> f1("home", "double-free", usual);
 const registered<double_free<true, 2>> f3("home", "double-free-elsewhere", usual);
 const registered<double_free<false, 2>> f4("home", "double-free-elsewhere-of-unknown-size", usual);
 const registered<double_free<false>> f2("home", "double-free-of-unknown-size", usual);
-const registered<press_after_a_refusal> d3("pool", "press-after-a-refusal", small);
-const registered<double_free_of_a_large_one> f5("home", "double-free-of-a-large-one", small);
-const registered<double_free_collected> f8("home", "double-free-collected", small);
+const registered<press_after_a_refusal> d3("pool", "press-after-a-refusal", usual);
+const registered<double_free_of_a_large_one> f5("home", "double-free-of-a-large-one", usual);
+const registered<double_free_collected> f8("home", "double-free-collected", usual);
 const registered<small_blocks> g7("exit", "small-blocks", small_exiting);
-const registered<wrong_frees> f6("home", "wrong-frees", small);
-const registered<collected> f7("home", "collected", small);
+const registered<wrong_frees> f6("home", "wrong-frees", usual);
+const registered<collected> f7("home", "collected", usual);
 
 const registered<exit_and_return> g1("exit", "return", small_exiting);
 const registered<front_changes_hands> g2("exit", "front-changes-hands", small_exiting);
-const registered<front_made> g4("exit", "front-made", small);
-const registered<return_to_nobody> g5("exit", "return-to-nobody", small);
+const registered<front_made> g4("exit", "front-made", usual);
+const registered<return_to_nobody> g5("exit", "return-to-nobody", usual);
 const registered<return_to_nobody> g6("exit", "return-to-nobody-without-barrier", usual_without);
 const registered<pool_ends> g3("exit", "pool-ends", small_exiting);
 
