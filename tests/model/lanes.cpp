@@ -481,10 +481,10 @@ struct graph_divided : of_streams {
     in_buffer(2);
     as_thread(0, [&] {
       ORDERLY_EXPECT(tested->begin_capture(at(0)) == error::none, "the stream does not capture");
-      streams->capturing[0] = 7;
+      streams->capturing[0].store(7, relaxed);
       block = static_cast<std::byte*>(must_allocate(2, 0));
       static_cast<void>(tested->end_capture(at(0)));
-      streams->capturing[0] = 0;
+      streams->capturing[0].store(0, relaxed);
     });
   }
   [[nodiscard]] bool divide() {
