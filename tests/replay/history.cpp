@@ -234,7 +234,7 @@ TEST_CASE("after every event the history is what the pool itself says") {
 }
 
 TEST_CASE("the same where memory is short: passes run, and allocations are refused") {
-  const recorded made = record("orderly", {.limit = 4 << 20}, scaled(2000));
+  const recorded made = record("orderly", {.limit = 1 << 20}, scaled(2000));
   CHECK(made.refusals > 0);
   CHECK(made.history.refused.size() == made.refusals);
   CHECK(made.instants.back().counters.passes > 0);
