@@ -326,7 +326,7 @@ class relocatable_blocks::state {
   atomic<bool> failed_{false};
 };
 
-relocatable_blocks::relocatable_blocks(pool& of, relocation_copier copy) : state_(nullptr) {
+relocatable_blocks::relocatable_blocks(pool& of, relocation_copier copy) {
   if (of.state_ == nullptr) throw std::invalid_argument("orderly::relocatable_blocks: the pool was moved from");
   state_ = new state(*of.state_, std::move(copy));
 }

@@ -104,7 +104,7 @@ class ORDERLY_API relocatable_blocks {
 
  private:
   class ORDERLY_LOCAL state;
-  state* state_;
+  state* state_ = nullptr;
 };
 
 }  // namespace orderly
