@@ -64,12 +64,13 @@ struct virtual_functions {
 /// One range of addresses at a time, and physical memory by piece inside it.
 ///
 /// A piece is what one cuMemCreate gave; it is mapped once and unmapped once, as a whole, and its handle is released as
-/// soon as it is mapped: from then on the mapping alone keeps it. What the driver takes its time for is the piece, not the
-/// byte, so commit_together() makes pieces as large as they fit: each power of two that its own place is aligned to.
+/// soon as it is mapped: from then on the mapping alone keeps it. What the driver takes its time for is the piece, not
+/// the byte, so commit_together() makes pieces as large as they fit: each power of two that its own place is aligned
+/// to.
 ///
-/// The sizes of pieces lie in a table by unit, at the piece's first one. They are written by whoever commits or decommits
-/// there, and nobody else is at work in the same chunk meanwhile (see memory_source); the pool's own hand-over of the
-/// chunk orders one owner's entries before the next one's.
+/// The sizes of pieces lie in a table by unit, at the piece's first one. They are written by whoever commits or
+/// decommits there, and nobody else is at work in the same chunk meanwhile (see memory_source); the pool's own
+/// hand-over of the chunk orders one owner's entries before the next one's.
 class virtual_source final : public memory_source {
  public:
   virtual_source(const virtual_functions& functions, const CUmemAllocationProp& kind, std::size_t unit,
@@ -188,8 +189,8 @@ class virtual_source final : public memory_source {
     return driver_call("cuMemUnmap", [&] { return functions_.unmap(at, bytes); }) == CUDA_SUCCESS;
   }
 
-  /// Where there is no other way. Twice, for once may be a passing failure: otherwise the device is lost, and its memory with
-  /// it, or the process ends.
+  /// Where there is no other way. Twice, for once may be a passing failure: otherwise the device is lost, and its
+  /// memory with it, or the process ends.
   [[nodiscard]] bool unmap_for_good(CUdeviceptr at, std::size_t bytes) noexcept {
     return unmap(at, bytes) || unmap(at, bytes);
   }

@@ -203,8 +203,8 @@ class relocatable_blocks::state {
   ///       generation, changes it. Both are a CAS that expects no pin. A pin's CAS acquires what the last step or allocation
   ///       released; a step's and a free's CAS acquires what the last unpin released, so that all uses come before.
   /// Without a pin, the address is a look, which a step checks behind its CAS: that acquires what allocate() released.
-  /// A handle of an earlier generation finds another number, and each CAS compares it. ABA: a number comes again after 2^32
-  /// frees of one record, between a look and a CAS.
+  /// A handle of an earlier generation finds another number, and each CAS compares it. ABA: a number comes again after
+  /// 2^32 frees of one record, between a look and a CAS.
   struct record {
     atomic<std::uint64_t> word{0};
     atomic<void*> address{nullptr};

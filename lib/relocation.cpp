@@ -51,7 +51,8 @@ class free_room {
     std::size_t rank = 0;
   };
 
-  /// The smallest node of at least that order behind a rank; what is left of it is there for others. Nothing: there is none.
+  /// The smallest node of at least that order behind a rank; what is left of it is there for others. Nothing: there is
+  /// none.
   [[nodiscard]] std::optional<entry> take(unsigned order, std::size_t behind) {
     for (unsigned k = order; k < max_orders; ++k) {
       if (nodes_[k].empty() || nodes_[k].back().rank <= behind) continue;

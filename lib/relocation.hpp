@@ -1,12 +1,12 @@
 /// \file
 /// relocation_plan: which chunks are to be emptied, and where each block in them goes.
 ///
-/// The plan is a look at the pool at one time. Nothing of it is held: a free node that is to be filled is claimed when its
-/// turn comes, by its word as every other (W in buddy.hpp), and passed over if somebody else has it by then.
+/// The plan is a look at the pool at one time. Nothing of it is held: a free node that is to be filled is claimed when
+/// its turn comes, by its word as every other (W in buddy.hpp), and passed over if somebody else has it by then.
 ///
-/// Which chunks. Let chunks stand in a row, the emptiest first. Blocks go from the front of the row to free nodes at its end,
-/// chunk after chunk, until the two meet. Blocks of one size end up in the fewest chunks that can hold them: whatever chunk
-/// was emptied, those behind the meeting have no room for another block of that size.
+/// Which chunks. Let chunks stand in a row, the emptiest first. Blocks go from the front of the row to free nodes at
+/// its end, chunk after chunk, until the two meet. Blocks of one size end up in the fewest chunks that can hold them:
+/// whatever chunk was emptied, those behind the meeting have no room for another block of that size.
 #pragma once
 
 #include <cstddef>

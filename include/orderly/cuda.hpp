@@ -35,18 +35,18 @@ namespace orderly {
 /// Null: CUDA or the device is missing.
 ///
 /// `with_regions`, here and below, or ORDERLY_CUDA_REGIONS=1 in the environment: compute-sanitizer is told of a
-/// stream_pool's blocks (NVTX memory regions), so that its memcheck reports an access to a freed block, or past the end of
-/// a live one. Such a pool is for looking for errors: each call takes a mutex, and each free waits until all work of the
-/// device is done, because work that is there already may use the block; so that work must not wait for the calling
+/// stream_pool's blocks (NVTX memory regions), so that its memcheck reports an access to a freed block, or past the end
+/// of a live one. Such a pool is for looking for errors: each call takes a mutex, and each free waits until all work of
+/// the device is done, because work that is there already may use the block; so that work must not wait for the calling
 /// thread, nor an out-of-memory handler for another one. It watches captures, too: what they allocate or free stays
-/// allowed until the pool goes, because graphs use it again; so does what was freed while the device could not be waited
-/// for. What kernels allocate from a lease or ring is not told of, the blocks that they were lent are. Without effect where
-/// the toolkit at build time has no nvtx3/nvToolsExtMem.h.
+/// allowed until the pool goes, because graphs use it again; so does what was freed while the device could not be
+/// waited for. What kernels allocate from a lease or ring is not told of, the blocks that they were lent are. Without
+/// effect where the toolkit at build time has no nvtx3/nvToolsExtMem.h.
 [[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_device_source(int device, std::size_t bytes = 0,
                                                                                  bool with_regions = false);
 
-/// In which form physical memory of a virtual source can be handed to other processes: what cuMemExportToShareableHandle
-/// gives for the handle that cuMemRetainAllocationHandle has of an address in a pool.
+/// In which form physical memory of a virtual source can be handed to other processes: what
+/// cuMemExportToShareableHandle gives for the handle that cuMemRetainAllocationHandle has of an address in a pool.
 enum class cuda_sharing : std::uint8_t { none, file_descriptor, fabric };
 
 struct cuda_virtual_options {
@@ -54,8 +54,8 @@ struct cuda_virtual_options {
   std::size_t bytes = 0;
   double fraction = 1.0;  ///< above 0, at most 1
 
-  /// Smallest piece of physical memory in bytes, a power of two; raised to what the device recommends (2 MiB). It is the
-  /// pool's chunk, too, unless options::chunk is larger. Larger units cost fewer calls and more memory.
+  /// Smallest piece of physical memory in bytes, a power of two; raised to what the device recommends (2 MiB). It is
+  /// the pool's chunk, too, unless options::chunk is larger. Larger units cost fewer calls and more memory.
   std::size_t unit = 0;
 
   cuda_sharing sharing = cuda_sharing::none;
@@ -65,17 +65,17 @@ struct cuda_virtual_options {
 };
 
 /// Memory of a device that grows and shrinks with the pool: a range of addresses is reserved, and physical memory is
-/// mapped into it by unit, for large blocks in larger pieces (CUDA's virtual memory management). Addresses are never what
-/// is missing, so the pool does not fragment above the unit, and what it no longer needs goes back to the device without
-/// waiting for kernels. Growing costs some 60 us for each piece, shrinking 40 (H200, driver 580), nothing while the pool
-/// has what is asked for. Memory that others took is met when the pool grows: it then gives back what lies idle and tries
-/// again before it refuses.
+/// mapped into it by unit, for large blocks in larger pieces (CUDA's virtual memory management). Addresses are never
+/// what is missing, so the pool does not fragment above the unit, and what it no longer needs goes back to the device
+/// without waiting for kernels. Growing costs some 60 us for each piece, shrinking 40 (H200, driver 580), nothing while
+/// the pool has what is asked for. Memory that others took is met when the pool grows: it then gives back what lies
+/// idle and tries again before it refuses.
 ///
 /// Unmapping does not wait for work of the device. A stream_pool unmaps only what all streams have passed; a block of a
 /// pool without streams must not be freed before the device is done with it. With the end of the pool all is unmapped,
 /// after a wait for the device.
-/// Null: CUDA, the device or its virtual memory is missing, an option is wrong, handles of that kind cannot be had, or a
-/// peer does not reach the device.
+/// Null: CUDA, the device or its virtual memory is missing, an option is wrong, handles of that kind cannot be had, or
+/// a peer does not reach the device.
 [[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_cuda_virtual_source(
     int device, const cuda_virtual_options& settings = {});
 
@@ -91,10 +91,10 @@ struct cuda_virtual_options {
 
 /// The streams of a device. A stream of another device may wait for the driver's events; record() in it is refused.
 ///
-/// capture() is unknown_capture for the legacy stream while a blocking stream captures, for a capture that has failed, and
-/// for a device that has failed. Nothing is recorded or awaited then. A capture that starts in a stream while another thread records there is noticed, and record() refuses. query()
-/// and synchronize() neither fail by nor invalidate a capture that goes on elsewhere.
-/// identity() is 0 while the stream captures: CUDA does not tell then.
+/// capture() is unknown_capture for the legacy stream while a blocking stream captures, for a capture that has failed,
+/// and for a device that has failed. Nothing is recorded or awaited then. A capture that starts in a stream while
+/// another thread records there is noticed, and record() refuses. query() and synchronize() neither fail by nor
+/// invalidate a capture that goes on elsewhere. identity() is 0 while the stream captures: CUDA does not tell then.
 ///
 /// A pool knows a stream by its handle, which costs nothing; that a handle is not another stream's by now is what the
 /// program says with release_stream(). That is the default, since CUDA's answers cost more than an allocation: with
@@ -112,8 +112,8 @@ struct cuda_virtual_options {
 [[nodiscard]] ORDERLY_API std::uint64_t cuda_calls() noexcept;
 
 /// The call of CUDA that failed last inside orderly in the calling thread, and its error, as in "cudaMalloc:
-/// cudaErrorMemoryAllocation, out of memory". Empty: none has. For messages, where a function has answered null or false
-/// or thrown out_of_memory; a success does not clear it. That an event is not ready yet is no failure.
+/// cudaErrorMemoryAllocation, out of memory". Empty: none has. For messages, where a function has answered null or
+/// false or thrown out_of_memory; a success does not clear it. That an event is not ready yet is no failure.
 [[nodiscard]] ORDERLY_API std::string cuda_failure();
 
 }  // namespace orderly

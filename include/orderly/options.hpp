@@ -44,20 +44,20 @@ struct options {
   std::size_t limit = 0;
 
   /// Committed bytes up to which the pool gives nothing back by itself; trim() does. At most the limit. Where memory is
-  /// short elsewhere, or growing costs much, this says how much of it is the pool's in any case. pool::reserve() commits it
-  /// at once.
+  /// short elsewhere, or growing costs much, this says how much of it is the pool's in any case. pool::reserve()
+  /// commits it at once.
   std::size_t release_threshold = 0;
 
-  /// Committed bytes above which the pool gives back what lies idle before it commits more, whatever the slack allows; what
-  /// is live may exceed it, up to the limit. At least the release threshold. 0: the slack alone decides.
+  /// Committed bytes above which the pool gives back what lies idle before it commits more, whatever the slack allows;
+  /// what is live may exceed it, up to the limit. At least the release threshold. 0: the slack alone decides.
   std::size_t soft_limit = 0;
 
   /// Free memory that the pool keeps committed before it moves memory from where it lies idle to where it is needed,
   /// as a fraction of the peak of requested bytes; at least 16 MiB and 4 MiB for each thread that uses the pool.
   double slack = 0.2;
 
-  /// Called when an allocation would be refused, unless it exceeds the capacity or the limit by itself. Empty: fail at once.
-  /// Allocations of the same pool inside the handler do not call it again.
+  /// Called when an allocation would be refused, unless it exceeds the capacity or the limit by itself. Empty: fail at
+  /// once. Allocations of the same pool inside the handler do not call it again.
   out_of_memory_handler on_out_of_memory = nullptr;
   bad_free_handler on_bad_free = orderly::on_bad_free::print;
 };

@@ -22,19 +22,20 @@ namespace orderly {
 /// time. A block may be freed by another thread than the one that allocated it.
 ///
 /// Progress: allocate and deallocate are lock-free, with these exceptions by name: an allocation that would otherwise
-/// be refused waits for the pass that reclaims memory, and for threads that hold memory in the middle of a call (as long
-/// as they wait for the memory source; else for some seconds); a thread's first use of a pool obtains memory from the
-/// system; growth calls the memory source; and now and then a call that finds much memory idle runs a pass itself, when no
-/// other thread does. trim, defragment and destruction run a pass under a mutex.
+/// be refused waits for the pass that reclaims memory, and for threads that hold memory in the middle of a call (as
+/// long as they wait for the memory source; else for some seconds); a thread's first use of a pool obtains memory from
+/// the system; growth calls the memory source; and now and then a call that finds much memory idle runs a pass itself,
+/// when no other thread does. trim, defragment and destruction run a pass under a mutex.
 ///
-/// Fork: in the child the pool goes on; what other threads had in hand at that instant is lost to it. A handler may fork;
-/// a memory source, a stream driver, and a signal handler that has interrupted a call may not.
+/// Fork: in the child the pool goes on; what other threads had in hand at that instant is lost to it. A handler may
+/// fork; a memory source, a stream driver, and a signal handler that has interrupted a call may not.
 ///
-/// Threads that die: one that ends between two calls loses nothing, even if no destructor of its runs; then passes take back
-/// what it cached. One that dies in the middle of a call takes with it what it had in hand: the blocks of that call, and a
-/// batch of cached ones or a node of at most 16 chunks. If it was inside its cache, also what that holds, and what it has
-/// allocated, as that is freed. If it held a mutex, calls that need that mutex wait for ever. A thread that is to be
-/// cancelled ends outside of the library, or in a handler that allows it; asynchronous cancellation is death.
+/// Threads that die: one that ends between two calls loses nothing, even if no destructor of its runs; then passes take
+/// back what it cached. One that dies in the middle of a call takes with it what it had in hand: the blocks of that
+/// call, and a batch of cached ones or a node of at most 16 chunks. If it was inside its cache, also what that holds,
+/// and what it has allocated, as that is freed. If it held a mutex, calls that need that mutex wait for ever. A thread
+/// that is to be cancelled ends outside of the library, or in a handler that allows it; asynchronous cancellation is
+/// death.
 ///
 /// Memory: the pool never reads or writes the memory that it manages; all its records lie elsewhere.
 ///
@@ -81,7 +82,8 @@ class ORDERLY_API pool {
   [[nodiscard]] checked_block allocate_checked(std::size_t bytes, std::size_t alignment = 1);
   [[nodiscard]] checked_block try_allocate_checked(std::size_t bytes, std::size_t alignment = 1) noexcept;
 
-  /// Frees a block by its handle. Of several frees of one handle exactly one succeeds. Errors as above, and stale_handle.
+  /// Frees a block by its handle. Of several frees of one handle exactly one succeeds. Errors as above, and
+  /// stale_handle.
   void deallocate(const checked_block& block, std::size_t bytes = 0) noexcept;
   [[nodiscard]] error try_deallocate(const checked_block& block, std::size_t bytes = 0,
                                      bad_free* report = nullptr) noexcept;
@@ -98,8 +100,8 @@ class ORDERLY_API pool {
   std::size_t trim(std::size_t keep_bytes = 0) noexcept;
 
   /// Commits memory until at least `bytes` are committed, or the limit is reached, or the source refuses, so that later
-  /// allocations need not; and keeps it: until trim(), the pool gives back by itself only what exceeds that. Returns the
-  /// bytes committed. A pass under the mutex; other threads go on, but for those that would be refused.
+  /// allocations need not; and keeps it: until trim(), the pool gives back by itself only what exceeds that. Returns
+  /// the bytes committed. A pass under the mutex; other threads go on, but for those that would be refused.
   std::size_t reserve(std::size_t bytes) noexcept;
 
   /// A coalescing pass: reclaims what caches hold and merges every pair of free buddies. Returns the bytes that came

@@ -1,6 +1,6 @@
 /// \file
-/// Blocks that a pool may move to where they leave whole chunks free. A program holds a handle, and an address only while
-/// it has the block pinned.
+/// Blocks that a pool may move to where they leave whole chunks free. A program holds a handle, and an address only
+/// while it has the block pinned.
 ///
 ///   orderly::relocatable_blocks blocks(pool);
 ///   orderly::relocatable mesh = blocks.allocate(1'500'000);
@@ -11,8 +11,8 @@
 ///   while (!blocks.step().empty()) render();    // moved, and copied
 ///   orderly::relocation_statistics done = blocks.end();
 ///
-/// Fragmentation inside chunks is what remains where memory is virtual: a chunk is given back, or moved to a large block,
-/// only if no small block lives in it.
+/// Fragmentation inside chunks is what remains where memory is virtual: a chunk is given back, or moved to a large
+/// block, only if no small block lives in it.
 #pragma once
 
 #include <cstddef>
@@ -27,8 +27,8 @@
 
 namespace orderly {
 
-/// Names a block that may be moved. `none` names no block. A handle that was freed names no block any more; it is told from
-/// later ones until 2^31 blocks have had its place.
+/// Names a block that may be moved. `none` names no block. A handle that was freed names no block any more; it is told
+/// from later ones until 2^32 blocks have had its place.
 enum class relocatable : std::uint64_t { none = 0 };
 
 /// What one step may do.
@@ -58,10 +58,10 @@ using relocation_copier = std::function<bool(std::span<const relocation> moves)>
 
 /// A set of relocatable blocks of one pool.
 ///
-/// Thread safety: all functions but construction and destruction may be called at any time from any thread. begin(), step()
-/// and end() exclude each other; other functions of the set and of the pool go on meanwhile.
-/// Progress: pin and unpin are lock-free, except that pin() and deallocate() of a block that a step is just copying wait for
-/// the copy. allocate and deallocate take a mutex for the handle, and are otherwise as the pool's.
+/// Thread safety: all functions but construction and destruction may be called at any time from any thread. begin(),
+/// step() and end() exclude each other; other functions of the set and of the pool go on meanwhile. Progress: pin and
+/// unpin are lock-free, except that pin() and deallocate() of a block that a step is just copying wait for the copy.
+/// allocate and deallocate take a mutex for the handle, and are otherwise as the pool's.
 class ORDERLY_API relocatable_blocks {
  public:
   /// The pool must live longer. `copy`: by default std::memcpy, for memory of the host.
@@ -71,16 +71,18 @@ class ORDERLY_API relocatable_blocks {
   /// Frees every block, pinned or not. No other thread is in a call.
   ~relocatable_blocks();
 
-  /// A block of at least `bytes` bytes, not pinned. Throws as pool::allocate; std::bad_alloc also when there are 2^26 blocks.
+  /// A block of at least `bytes` bytes, not pinned. Throws as pool::allocate; std::bad_alloc also when there are 2^26
+  /// blocks.
   [[nodiscard]] relocatable allocate(std::size_t bytes);
   /// The same; `none` instead of an exception.
   [[nodiscard]] relocatable try_allocate(std::size_t bytes) noexcept;
 
-  /// error::stale_handle for a handle that names no block; error::pinned while the block is pinned. Then nothing happens.
+  /// error::stale_handle for a handle that names no block; error::pinned while the block is pinned. Then nothing
+  /// happens.
   [[nodiscard]] error deallocate(relocatable block) noexcept;
 
-  /// The block's address, which is right until the last unpin(). A block may be pinned up to 2^24 times at once. Null: the
-  /// handle names no block.
+  /// The block's address, which is right until the last unpin(). A block may be pinned up to 2^24 times at once. Null:
+  /// the handle names no block.
   [[nodiscard]] void* pin(relocatable block) noexcept;
   /// Ends one pin(). Ignored if the block is not pinned.
   void unpin(relocatable block) noexcept;
@@ -88,12 +90,13 @@ class ORDERLY_API relocatable_blocks {
   /// Bytes as given to allocate(); 0 if the handle names no block.
   [[nodiscard]] std::size_t size(relocatable block) const noexcept;
 
-  /// Plans which chunks are emptied into which: those with the most free bytes whose blocks are all of this set, and not
-  /// pinned now, and fit elsewhere. Runs a pass of the pool. Ends a run that is under way. Throws std::bad_alloc, and nothing has begun then.
+  /// Plans which chunks are emptied into which: those with the most free bytes whose blocks are all of this set, and
+  /// not pinned now, and fit elsewhere. Runs a pass of the pool. Ends a run that is under way. Throws std::bad_alloc,
+  /// and nothing has begun then.
   void begin(const relocation_limits& each_step = {});
 
-  /// Moves blocks, as many as the limits allow, and copies them. The moves it has made; none: there is no more to do, or
-  /// copying failed, which last_step_failed() tells. What is seen in the result is over: the handles have their new
+  /// Moves blocks, as many as the limits allow, and copies them. The moves it has made; none: there is no more to do,
+  /// or copying failed, which last_step_failed() tells. What is seen in the result is over: the handles have their new
   /// addresses, and the old ones are free.
   std::vector<relocation> step();
   [[nodiscard]] bool last_step_failed() const noexcept;

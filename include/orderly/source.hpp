@@ -43,8 +43,8 @@ class ORDERLY_API memory_source {
   /// told nothing.
   [[nodiscard]] virtual bool is_host_memory() const noexcept { return false; }
 
-  /// Who is to be told of the blocks that a pool in stream order has in this memory; see block_observer.hpp for what that
-  /// costs. Null: nobody. Asked once, when the pool is made; it lives as long as the source.
+  /// Who is to be told of the blocks that a pool in stream order has in this memory; see block_observer.hpp for what
+  /// that costs. Null: nobody. Asked once, when the pool is made; it lives as long as the source.
   [[nodiscard]] virtual block_observer* observer() noexcept { return nullptr; }
 
   /// Reserves `bytes` of addresses aligned to `alignment`. Null: refused.
@@ -70,8 +70,8 @@ class ORDERLY_API memory_source {
 [[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_host_source();
 
 /// The same, and what is not committed cannot be touched: an access to memory that the pool has given back ends the
-/// process (SIGSEGV). Costs two more system calls for each range that is committed or given back, and the system bounds the
-/// number of such ranges (Linux: vm.max_map_count, 65,530): beyond it commits are refused. For finding errors.
+/// process (SIGSEGV). Costs two more system calls for each range that is committed or given back, and the system bounds
+/// the number of such ranges (Linux: vm.max_map_count, 65,530): beyond it commits are refused. For finding errors.
 [[nodiscard]] ORDERLY_API std::unique_ptr<memory_source> make_guarded_host_source();
 
 /// One buffer that the caller owns and keeps alive longer than the pool. The buffer must be aligned to the granule;
