@@ -400,7 +400,7 @@ std::size_t pool::state::trim(std::size_t keep_bytes) noexcept {
 /// Takes what is free, the largest first, and what is not committed with it, until enough is; then gives it back.
 std::size_t pool::state::reserve(std::size_t bytes) noexcept {
   const std::lock_guard lock(pass_mutex_);
-  passes_.fetch_add(1, seq_cst);  // as in collect()
+  passes_.fetch_add(1, relaxed);  // as in collect()
   arena& memory = store_.memory();
   const std::size_t wanted = std::min<std::size_t>(bytes, shape().limit);
   std::vector<node> taken;

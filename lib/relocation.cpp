@@ -77,7 +77,7 @@ class free_room {
 
 relocation_plan pool::state::plan_relocation(std::span<void* const> movable) {
   const std::lock_guard lock(pass_mutex_);
-  passes_.fetch_add(1, seq_cst);  // as in collect()
+  passes_.fetch_add(1, relaxed);  // as in collect()
   reclaim_caches(patience::brief);
   settle_all(false);
 
