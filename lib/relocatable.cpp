@@ -108,7 +108,8 @@ class relocatable_blocks::state {
 
   [[nodiscard]] std::size_t size(relocatable block) const noexcept {
     const record* const r = find(block);
-    if (r == nullptr || !is_of(r->word.load(relaxed), block)) return 0;  // the program handed the handle over, and with it this
+    // Relaxed: the program handed the handle over, and with it this.
+    if (r == nullptr || !is_of(r->word.load(relaxed), block)) return 0;
     // If it is a later block's, that one's allocate() is seen, and with it the end of this one.
     const std::size_t bytes = r->requested.load(acquire);
     return is_of(r->word.load(relaxed), block) ? bytes : 0;
@@ -137,14 +138,15 @@ class relocatable_blocks::state {
     const std::lock_guard lock(step_mutex_);
     failed_.store(false, relaxed);
     std::vector<relocation> moves;
+    // All at once: while a block is marked as moving, nothing may throw.
+    moves.reserve(std::min(plan_.moves.size() - next_, std::max<std::size_t>(limits_.moves, 1)));
     std::size_t bytes = 0;
     while (next_ < plan_.moves.size()) {
-      if (moves.size() == moves.capacity()) moves.reserve(std::max<std::size_t>(16, 2 * moves.size()));
       const auto [place, room] = plan_.moves[next_];
       const offer& from = offered_[place];
       record& r = at(index_of(from.block));
-      const std::size_t size = this->size(from.block);
-      if (!moves.empty() && (moves.size() >= limits_.moves || bytes + size > limits_.bytes)) break;
+      const bool too_many = moves.size() >= limits_.moves || bytes + this->size(from.block) > limits_.bytes;
+      if (!moves.empty() && too_many) break;
       ++next_;
       std::uint64_t expected = generation_of(from.block) << generation_shift | live;
       // R: with no pin. A block that was moved since, by nobody but a step, is where it was.
@@ -152,7 +154,8 @@ class relocatable_blocks::state {
         ++done_.skipped;
         continue;
       }
-      // The plan's look may have been at a record that was changing hands.
+      // From here on the record is as allocate() left it. The plan's look may have been at one that was changing hands.
+      const std::size_t size = r.requested.load(relaxed);
       const bool is_there = r.address.load(relaxed) == from.address;
       void* const to = is_there ? pool_.allocate_in_room(room, size) : nullptr;
       if (to == nullptr) {

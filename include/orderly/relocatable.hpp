@@ -98,6 +98,7 @@ class ORDERLY_API relocatable_blocks {
   /// Moves blocks, as many as the limits allow, and copies them. The moves it has made; none: there is no more to do,
   /// or copying failed, which last_step_failed() tells. What is seen in the result is over: the handles have their new
   /// addresses, and the old ones are free.
+  /// Throws what the copier throws, and then nothing of the step is moved; std::bad_alloc.
   std::vector<relocation> step();
   [[nodiscard]] bool last_step_failed() const noexcept;
 
