@@ -244,8 +244,8 @@ const registered<freed_twice> b1("relocation", "freed-twice");
 const registered<freed_in_use> b2("relocation", "freed-in-use");
 const registered<taken_at_once> c1("relocation", "taken-at-once");
 const registered<made_up> c2("relocation", "made-up");
-const registered<planned_and_taken> d2("relocation", "planned-and-taken", {.long_bound = 2, .short_bound = 1});
-const registered<renamed> e1("relocation", "renamed", {.long_bound = 2, .short_bound = 1});
-const registered<planned_in_use> d1("relocation", "planned-in-use", {.long_bound = 2, .short_bound = 1});
+const registered<planned_and_taken> d2("relocation", "planned-and-taken", {.long_bound = 2});
+const registered<renamed> e1("relocation", "renamed", {.long_bound = 2});
+const registered<planned_in_use> d1("relocation", "planned-in-use", {.long_bound = 2});
 
 }  // namespace
