@@ -53,6 +53,7 @@ inline constexpr unsigned most_root_chunks_log2 = 6;
 inline constexpr std::uint64_t spare_roots = 64;
 inline constexpr std::uint32_t relocatable_pages = 16384;        ///< of records, and
 inline constexpr std::uint32_t relocatable_records = 4096;       ///< how many on each
+inline constexpr std::uint32_t tag_names = 65536;                ///< with the two that are there from the start
 inline constexpr int spins = 64;                                ///< looks of a pass at a thread that is inside its front,
 inline constexpr int yields = 256;                              ///< and then so many with a pause before
 }  // namespace bounds

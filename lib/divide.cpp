@@ -159,6 +159,7 @@ void pool::state::give_piece(const division& of, node n) noexcept {
 void pool::state::free_whole(const division& of) noexcept {
   const slow_section marked(*this, nullptr);
   store_.memory().tools().taken_back(of.pointer, of.requested, of.block.length);
+  if (tags_.on()) tags_.taken_back(0, shape().granule(of.block.n), of.requested, of.block.length);
   count_free(nullptr, of.requested);
   give_piece(of, of.block.n);
 }
@@ -175,8 +176,14 @@ void pool::state::part(const division& of) noexcept {
   store_.divide(of.block.n, of.part_order, live);  // 1
   const std::uint64_t word = block_word::live(whole, 0, 0).bits();
   store_.memory().tools().taken_back(of.pointer, of.requested, of.block.length);
+  const std::uint16_t tag = tags_.on() ? tags_.at(shape().granule(of.block.n)) : std::uint16_t{0};
+  if (tags_.on()) {
+    const std::uint64_t freed = of.block.length - count * of.part_bytes;
+    tags_.divided(tag, requested, -static_cast<std::int64_t>(freed), count - 1);
+  }
   live.each_live([&](std::uint32_t part) {
     const node n = of.node_at(part, 0);
+    if (tags_.on()) tags_.inherit(tag, n.granule());
     store_.memory().tools().handed_out(store_.memory().address(n.granule()), of.part_bytes, of.part_bytes);
     store_.word(n).store(word, release);  // 2
   });

@@ -116,6 +116,9 @@ std::size_t pool::block_size(const void* pointer) const noexcept {
 std::size_t pool::trim(std::size_t keep_bytes) noexcept { return state_ == nullptr ? 0 : state_->trim(keep_bytes); }
 std::size_t pool::reserve(std::size_t bytes) noexcept { return state_ == nullptr ? 0 : state_->reserve(bytes); }
 std::size_t pool::defragment() noexcept { return state_ == nullptr ? 0 : state_->defragment(); }
+std::vector<tag_statistics> pool::tags() const {
+  return state_ == nullptr ? std::vector<tag_statistics>() : state_->tags();
+}
 statistics pool::stats() const noexcept { return state_ == nullptr ? statistics{} : state_->stats(); }
 
 std::size_t pool::granule() const noexcept { return state_ == nullptr ? 0 : state_->shape().granule_bytes(); }

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "tag_names.hpp"
 
 namespace orderly {
 
@@ -31,6 +34,9 @@ constexpr std::uint64_t calls_per_publish = 4096;
 
 /// A pool reserves about 2 x capacity for each order above the root; user space has 2^47 bytes on most machines.
 constexpr std::uint64_t most_addresses = std::uint64_t{1} << 46;
+
+/// Of a front that may not be there, as tag_accounts knows it.
+[[nodiscard]] std::uint32_t number_of(const front* of) noexcept { return of == nullptr ? 0 : of->number; }
 
 [[noreturn]] void invalid(const std::string& what) { throw std::invalid_argument("orderly::pool: " + what); }
 
@@ -94,10 +100,12 @@ pool::state::state(std::unique_ptr<memory_source> source, const options& setting
   const std::size_t limit = shape().limit;
   if (!store_.open() || !store_.memory().annotate(lanes_ == nullptr ? free_order::program : free_order::stream) ||
       !depot_.open(bounds::magazines) || !fronts_.reserve(most_fronts) ||
-      !front_blocks_.reserve(most_fronts * blocks_per_front_) || !class_table_.reserve(front_granules_))
+      !front_blocks_.reserve(most_fronts * blocks_per_front_) || !class_table_.reserve(front_granules_) ||
+      (settings.account_tags && !tags_.open(shape().total_granules)))
     throw out_of_memory(shape().capacity, 0, limit);
   for (std::uint64_t last_granule = 0; last_granule < front_granules_; ++last_granule)
     class_table_[last_granule] = static_cast<std::uint8_t>(class_of(last_granule + 1));
+  hot_granules_ = tags_.on() ? 0 : front_granules_;
   if (lanes_ != nullptr) {
     touch_ahead(fronts_.data(), lanes::ready_lanes * sizeof(front));
     touch_ahead(front_blocks_.data(), lanes::ready_lanes * blocks_per_front_ * sizeof(front_blocks_[0]));
@@ -176,6 +184,7 @@ void* pool::state::allocate_or_null(std::size_t bytes, std::size_t alignment, la
 pool::state::request pool::state::work_out(std::size_t bytes, std::size_t alignment, lane* in) const noexcept {
   request r;
   r.in = in;
+  r.tag = this_thread_tag;
   r.bytes = std::max<std::size_t>(bytes, 1);
   r.granules = ((r.bytes - 1) >> granule_shift_) + 1;
   if (alignment > shape().granule_bytes() && r.granules <= std::uint64_t{1} << shape().root_order) {
@@ -205,6 +214,7 @@ void* pool::state::hand_out(front* of, const request& wanted, node n) noexcept {
   const unsigned home = of != nullptr && wanted.of_class != no_class ? of->number : 0;
   void* const block = store_.memory().address(shape().granule(n));
   store_.memory().tools().handed_out(block, wanted.bytes, length);
+  if (tags_.on()) tags_.handed_out(number_of(of), wanted.tag, shape().granule(n), wanted.bytes, length);
   // owned -> live, or cached -> live for a block of a magazine in hand: nobody else may touch the word.
   store_.word(n).store(block_word::live(wanted.shape.sixteenths, length - wanted.bytes, home).bits(), relaxed);
   if (of != nullptr) {
@@ -361,7 +371,8 @@ bool pool::state::accepts(const block_store::found& block, std::size_t bytes) co
 
 error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* report, lane* in) noexcept {
   if (pointer == nullptr) return error::none;
-  if (!asymmetric_barrier::available() && deallocate_in_front(in, pointer, bytes)) return error::none;
+  // The hot path has looked, where it may.
+  if ((!asymmetric_barrier::available() || tags_.on()) && deallocate_in_front(in, pointer, bytes)) return error::none;
   if (return_home(in, pointer, bytes)) return error::none;
   front* const mine = captures(in) ? nullptr : this_front(in);
   const auto offset = store_.memory().offset(pointer);
@@ -395,6 +406,7 @@ error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* r
     // is faster, look again.
     if (!store_.word(block.n).compare_exchange_strong(expected, next.bits(), relaxed, relaxed)) continue;
     store_.memory().tools().taken_back(pointer, requested, block.length);
+    if (tags_.on()) tags_.taken_back(number_of(mine), shape().granule(block.n), requested, block.length);
     count_free(mine, requested);
     if (home != 0) {
       const auto unused = static_cast<std::uint32_t>(block.word.unused());
@@ -435,6 +447,7 @@ bool pool::state::return_home(lane* in, void* pointer, std::size_t bytes) noexce
         // the parcel hands the block on.
         if (!word.compare_exchange_strong(expected, returning.bits(), relaxed, relaxed)) return false;
         store_.memory().tools().taken_back(pointer, bytes, rules_[of_class].bytes);
+        if (tags_.on()) tags_.taken_back(mine->number, offset >> granule_shift_, bytes, rules_[of_class].bytes);
         r.home = home;
         r.blocks[count] = static_cast<std::uint32_t>(position);
         r.unused[count] = static_cast<std::uint32_t>(seen.unused());
@@ -547,12 +560,15 @@ std::size_t pool::state::arrive(front& at, depot::parcel& p) noexcept {
   const std::uint64_t bytes = p.count * rule.bytes;
   std::size_t valid = 0;
   for (std::size_t i = 0; i < p.count; ++i) {
-    atomic<std::uint64_t>& word = store_.word(store_.tree().at_position(p.blocks[i], rule.shape.order));
+    const node n = store_.tree().at_position(p.blocks[i], rule.shape.order);
+    atomic<std::uint64_t>& word = store_.word(n);
     if (word.load(relaxed) != block_word::returning(rule.shape.sixteenths, p.unused[i], at.number).bits()) {
       // Counted as a free when it was sent, which it was not. Figures, all of them.
       bad_frees_.fetch_add(1, relaxed);
       frees_.fetch_sub(1, relaxed);
       published_requested_.fetch_add(static_cast<std::int64_t>(rule.bytes - p.unused[i]), relaxed);
+      // Of the tag that the block bears now, which may be another owner's: then the sum of all tags is right, and each is not.
+      if (tags_.on()) tags_.free_was_none(n.granule(), rule.bytes - p.unused[i], rule.bytes);
       continue;
     }
     word.store(block_word::cached(rule.shape.sixteenths).bits(), relaxed);  // at home; see block_word.hpp
@@ -901,6 +917,20 @@ statistics pool::state::stats() const noexcept {
   return s;
 }
 
+std::vector<tag_statistics> pool::state::tags() const {
+  std::vector<tag_statistics> all;
+  if (!tags_.on()) return all;
+  const std::size_t fronts = made_fronts().size();
+  for (std::uint32_t number = 0; number < all_tag_names.count(); ++number) {
+    const auto of = tags_.look(static_cast<std::uint16_t>(number), fronts);
+    if (of.allocations == 0) continue;
+    all.push_back({tag::of_number(static_cast<std::uint16_t>(number)), of.requested, of.allocated, of.peak_requested,
+                   of.allocations, of.frees});
+  }
+  std::ranges::stable_sort(all, std::ranges::greater{}, &tag_statistics::requested);
+  return all;
+}
+
 // ----------------------------------------------------------------------------------------------------------- looks
 
 bool pool::state::contains(const void* pointer) const noexcept {
@@ -929,7 +959,10 @@ void pool::state::visit(void (*report)(void*, const block_info&), void* context)
     info.state = word.state();
     info.bytes = store_.length(n, word.sixteenths() == 0 ? whole : word.sixteenths());
     if (info.bytes == 0) return;  // a slot without memory
-    if (info.state == block_state::live) info.requested = info.bytes - word.unused();
+    if (info.state == block_state::live) {
+      info.requested = info.bytes - word.unused();
+      if (tags_.on()) info.tag = tag::of_number(tags_.at(shape().granule(n)));
+    }
     report(context, info);
   });
 }

@@ -19,6 +19,8 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "block_store.hpp"
 #include "depot.hpp"
@@ -31,6 +33,7 @@
 #include "pass_mutex.hpp"
 #include "registry.hpp"
 #include "relocation.hpp"
+#include "tag_accounts.hpp"
 #include "thread_fronts.hpp"
 
 namespace orderly {
@@ -123,12 +126,14 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   /// Runs a pass, and plans what `movable` blocks are to move; they are in the order of their addresses. Throws
   /// std::bad_alloc.
   [[nodiscard]] detail::relocation_plan plan_relocation(std::span<void* const> movable);
-  /// A block out of a node that was free when it was planned. Null: somebody else has it by now.
-  [[nodiscard]] void* allocate_in_room(detail::node room, std::size_t bytes) noexcept;
+  /// A block out of a node that was free when it was planned, with the tag of the block that is to move there. Null:
+  /// somebody else has it by now.
+  [[nodiscard]] void* allocate_in_room(detail::node room, std::size_t bytes, const void* moving) noexcept;
   /// Chunks that were to be emptied and are free now.
   [[nodiscard]] std::size_t count_emptied(const detail::relocation_plan& plan) const noexcept;
 
   [[nodiscard]] statistics stats() const noexcept;
+  [[nodiscard]] std::vector<tag_statistics> tags() const;
   void visit(void (*report)(void*, const block_info&), void* context) const;
   [[nodiscard]] const detail::geometry& shape() const noexcept { return store_.shape(); }
 
@@ -150,6 +155,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
     detail::block_shape shape;
     std::size_t of_class = no_class;  ///< of the fronts; none: too large, or over-aligned
     detail::lane* in = nullptr;       ///< the stream that will use it
+    std::uint16_t tag = 0;
   };
 
   /// What fronts and depots do with a class.
@@ -323,9 +329,10 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   // Hot: read-only after construction.
   std::byte* base_ = nullptr;
   unsigned granule_shift_ = 0;
-  std::uint64_t front_granules_ = 0;  ///< requests up to here have a class
+  std::uint64_t hot_granules_ = 0;  ///< requests up to here may be served by the hot path: those below, or none
   std::uint64_t tree_bytes_ = 0;
   detail::reserved_array<std::uint8_t> class_table_;  ///< class by last granule
+  std::uint64_t front_granules_ = 0;  ///< requests up to here have a class
   std::size_t hot_alignments_ = 0;  ///< alignments that every block has: up to the granule
   std::size_t max_alignment_ = 0;
   std::size_t classes_ = 0;
@@ -339,6 +346,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 
   detail::generations generations_;
   detail::notes notes_;
+  detail::tag_accounts tags_;
   detail::atomic<std::uint64_t> kept_bytes_{0};  ///< a figure: freed, and some graph's
 
   // Fronts live as long as the pool; a thread's exit leaves its front to the next thread.
@@ -401,11 +409,15 @@ class pool::state::slow_section {
   detail::front* front_;
 };
 
+/// The hot path leaves pools that account tags to the slow one.
+template <class Stay>
+inline constexpr bool is_hot = std::is_same_v<Stay, detail::front::brief_stay>;
+
 template <class Stay, class FindFront, class Otherwise>
 inline void* pool::state::allocate_here(const FindFront& find, std::size_t bytes, const Otherwise& otherwise) {
   using namespace detail;
   const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of 0 bytes it is out of range
-  if (last_granule >= front_granules_) return otherwise();
+  if (last_granule >= (is_hot<Stay> ? hot_granules_ : front_granules_)) return otherwise();
   front* const mine = find();
   if (mine == nullptr) return otherwise();
   const std::size_t of_class = class_table_[last_granule];
@@ -419,6 +431,11 @@ inline void* pool::state::allocate_here(const FindFront& find, std::size_t bytes
       const std::uint64_t position = m.blocks[count - 1];
       m.count.store(count - 1, relaxed);  // own; others read it as a figure
       store_.memory().tools().handed_out(base_ + (position << m.shift), bytes, rules_[of_class].bytes);
+      if constexpr (!is_hot<Stay>) {
+        if (tags_.on())
+          tags_.handed_out(mine->number, this_thread_tag, (position << m.shift) >> granule_shift_, bytes,
+                           rules_[of_class].bytes);
+      }
       // cached -> live: the front's owner alone may touch the word. The user hands the block on with an order of his own.
       m.words[position].store(m.live(bytes).bits(), relaxed);
       front::add(mine->allocations, 1);
@@ -435,7 +452,7 @@ inline error pool::state::deallocate_here(const FindFront& find, void* pointer, 
   using namespace detail;
   const std::uint64_t last_granule = (bytes - 1) >> granule_shift_;  // of an unknown size, 0, it is out of range
   const std::uint64_t offset = reinterpret_cast<std::uintptr_t>(pointer) - reinterpret_cast<std::uintptr_t>(base_);
-  if (last_granule >= front_granules_ || offset >= tree_bytes_) return otherwise();
+  if (last_granule >= (is_hot<Stay> ? hot_granules_ : front_granules_) || offset >= tree_bytes_) return otherwise();
   front* const mine = find();
   if (mine == nullptr) return otherwise();
   const std::size_t of_class = class_table_[last_granule];
@@ -453,6 +470,9 @@ inline error pool::state::deallocate_here(const FindFront& find, void* pointer, 
       if (m.unrequested.requested_in(block_word(word.load(relaxed))) == bytes) [[likely]] {
         word.store(m.cached.bits(), relaxed);
         store_.memory().tools().taken_back(pointer, bytes, rules_[of_class].bytes);
+        if constexpr (!is_hot<Stay>) {
+          if (tags_.on()) tags_.taken_back(mine->number, offset >> granule_shift_, bytes, rules_[of_class].bytes);
+        }
         m.blocks[count] = static_cast<std::uint32_t>(position);
         m.count.store(count + 1, relaxed);  // own; others read it as a figure
         front::add(mine->frees, 1);

@@ -157,7 +157,7 @@ class relocatable_blocks::state {
       // From here on the record is as allocate() left it. The plan's look may have been at one that was changing hands.
       const std::size_t size = r.requested.load(relaxed);
       const bool is_there = r.address.load(relaxed) == from.address;
-      void* const to = is_there ? pool_.allocate_in_room(room, size) : nullptr;
+      void* const to = is_there ? pool_.allocate_in_room(room, size, from.address) : nullptr;
       if (to == nullptr) {
         r.word.fetch_and(~moving, relaxed);  // nothing has changed; what unpin() released goes on through it
         ++done_.skipped;

@@ -162,8 +162,9 @@ relocation_plan pool::state::plan_relocation(std::span<void* const> movable) {
   return plan;
 }
 
-void* pool::state::allocate_in_room(node room, std::size_t bytes) noexcept {
+void* pool::state::allocate_in_room(node room, std::size_t bytes, const void* moving) noexcept {
   request wanted = work_out(bytes, 1, nullptr);
+  if (tags_.on()) wanted.tag = tags_.at(*store_.memory().offset(moving) >> granule_shift_);
   wanted.of_class = no_class;  // no front hands it out, so none is its home
   if (wanted.shape.order > room.order) return nullptr;
   const slow_section marked(*this, nullptr);

@@ -341,6 +341,10 @@ void stream_pool::visit_blocks(void (*visit)(void*, const block_info&), void* co
   if (state_ != nullptr) state_->core_.visit(visit, context);
 }
 
+std::vector<tag_statistics> stream_pool::tags() const {
+  return state_ == nullptr ? std::vector<tag_statistics>() : state_->core_.tags();
+}
+
 stream_statistics stream_pool::stats() const noexcept {
   stream_statistics s;
   if (state_ == nullptr) return s;

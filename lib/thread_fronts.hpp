@@ -47,6 +47,9 @@ struct thread_fronts {
 
 ORDERLY_FIXED_OFFSET extern thread_local constinit thread_fronts this_thread_fronts;
 
+/// Number of the tag that the thread's allocations bear; see orderly/tag.hpp.
+ORDERLY_FIXED_OFFSET extern thread_local constinit std::uint16_t this_thread_tag;
+
 /// A number that no other thread of the process ever has. From 1 on.
 [[nodiscard]] std::uint64_t this_thread_number() noexcept;
 

@@ -56,6 +56,10 @@ struct options {
   /// as a fraction of the peak of requested bytes; at least 16 MiB and 4 MiB for each thread that uses the pool.
   double slack = 0.2;
 
+  /// True: the pool keeps account of tags; see tag.hpp and pool::tags(). Every call then takes its way past the hot path
+  /// and writes some records of its thread's own: an allocation and a free cost a few times as much, lock-free as ever.
+  bool account_tags = false;
+
   /// Called when an allocation would be refused, unless it exceeds the capacity or the limit by itself. Empty: fail at
   /// once. Allocations of the same pool inside the handler do not call it again.
   out_of_memory_handler on_out_of_memory = nullptr;

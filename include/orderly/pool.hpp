@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <type_traits>
+#include <vector>
 
 #include "orderly/checked.hpp"
 #include "orderly/error.hpp"
@@ -109,6 +110,10 @@ class ORDERLY_API pool {
   std::size_t defragment() noexcept;
 
   [[nodiscard]] statistics stats() const noexcept;
+
+  /// What each tag holds, of those that were ever used here; the one with most requested bytes first. Empty unless
+  /// options::account_tags. Throws std::bad_alloc.
+  [[nodiscard]] std::vector<tag_statistics> tags() const;
 
   /// Calls `visit(const block_info&)` for every block in address order, free and cached ones included. Each block is
   /// reported as it was at some instant of the call; at quiescence the blocks tile the pool's used range. `visit` must

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "orderly/error.hpp"
+#include "orderly/tag.hpp"
 
 namespace orderly {
 
@@ -31,12 +32,25 @@ struct statistics {
   std::uint64_t passes = 0;        ///< passes under the mutex: reclaim, trim, defragment
 };
 
+/// What blocks of one tag hold of a pool that accounts tags. At quiescence exact, and the sums over all tags are the
+/// pool's; else as statistics. All sizes in bytes. Of a double free that races with a free (see pool::deallocate) the sums
+/// over all tags stay right, and one tag may lack what another has too much.
+struct tag_statistics {
+  orderly::tag tag;
+  std::size_t requested = 0;       ///< sum of the sizes asked for, over live blocks
+  std::size_t allocated = 0;       ///< sum of the lengths of live blocks
+  std::size_t peak_requested = 0;  ///< highest requested; as exact as the pool's
+  std::uint64_t allocations = 0;   ///< successful ones
+  std::uint64_t frees = 0;         ///< of blocks that bore the tag; live blocks are the difference
+};
+
 /// One block as pool::for_each_block shows it.
 struct block_info {
   void* address = nullptr;
   std::size_t bytes = 0;      ///< length
   std::size_t requested = 0;  ///< bytes asked for; 0 unless live
   block_state state = block_state::none;
+  orderly::tag tag;  ///< untagged unless live, in a pool that accounts tags
 };
 
 }  // namespace orderly

@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 #include <type_traits>
+#include <vector>
 #if __cplusplus >= 202002L
 #include <span>
 #endif
@@ -178,6 +179,8 @@ class ORDERLY_API stream_pool {
   [[nodiscard]] bool owns(const void* pointer) const noexcept;
   [[nodiscard]] std::size_t block_size(const void* pointer) const noexcept;
   [[nodiscard]] stream_statistics stats() const noexcept;
+  /// As pool's. What streams have freed is no tag's, whether it is everybody's yet or not.
+  [[nodiscard]] std::vector<tag_statistics> tags() const;
 
   /// As pool::for_each_block.
   template <class Visitor, class = std::enable_if_t<std::is_invocable_v<Visitor&, const block_info&>>>

@@ -71,6 +71,7 @@ inline constexpr unsigned most_root_chunks_log2 = 3;
 inline constexpr std::uint64_t spare_roots = 4;
 inline constexpr std::uint32_t relocatable_pages = 4;
 inline constexpr std::uint32_t relocatable_records = 2;
+inline constexpr std::uint32_t tag_names = 5;
 inline constexpr int spins = 1;
 inline constexpr int yields = 1;
 }  // namespace bounds

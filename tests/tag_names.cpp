@@ -1,0 +1,86 @@
+// Names of tags: each is registered once, whoever asks, and there is an end to them.
+#include "tag_names.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "support/threads.hpp"
+
+using namespace orderly::detail;
+using namespace orderly::test;
+
+TEST_SUITE("unit") {
+
+TEST_CASE("a name has one number, and a number one name") {
+  const auto names = std::make_unique<tag_names>();
+  CHECK(names->count() == 2);
+  const std::uint16_t weights = names->number_of("weights");
+  CHECK(weights == 2);
+  CHECK(names->number_of("activations") == 3);
+  CHECK(names->number_of(std::string("weights")) == weights);
+  CHECK(std::string_view(names->name_of(weights)) == "weights");
+  CHECK(names->count() == 4);
+}
+
+TEST_CASE("names that are there from the start, no name, and numbers that nothing has") {
+  const auto names = std::make_unique<tag_names>();
+  CHECK(names->number_of("") == tag_names::untagged);
+  CHECK(names->number_of({}) == tag_names::untagged);
+  CHECK(names->number_of("untagged") == tag_names::untagged);
+  CHECK(names->number_of("other") == tag_names::other);
+  CHECK(std::string_view(names->name_of(tag_names::other)) == "other");
+  CHECK(std::string_view(names->name_of(2)) == "untagged");
+  CHECK(std::string_view(names->name_of(UINT16_MAX)) == "untagged");
+  CHECK(names->count() == 2);
+}
+
+TEST_CASE("of a long name the first 255 bytes count; a zero byte ends it") {
+  const auto names = std::make_unique<tag_names>();
+  const std::string most(255, 'a');
+  const std::uint16_t number = names->number_of(most);
+  CHECK(names->number_of(most + "b") == number);
+  CHECK(names->number_of(std::string(254, 'a')) != number);
+  CHECK(names->name_of(number) == most);
+  CHECK(names->number_of(std::string_view("x\0y", 3)) == names->number_of("x"));
+}
+
+TEST_CASE("what comes when the table is full is other, and what was there is found") {
+  const auto names = std::make_unique<tag_names>();
+  for (std::uint32_t i = 2; i < tag_names::most; ++i)
+    REQUIRE(names->number_of("name " + std::to_string(i)) == i);
+  CHECK(names->count() == tag_names::most);
+  CHECK(names->number_of("one more") == tag_names::other);
+  CHECK(names->number_of("name 2") == 2);
+  CHECK(names->number_of("name 65535") == 65535);
+  CHECK(names->count() == tag_names::most);
+}
+
+}
+
+TEST_SUITE("stress") {
+
+TEST_CASE("threads register the same names in different orders: all agree, and no number is wasted") {
+  constexpr std::size_t threads = 4;
+  constexpr std::size_t many = 4000;
+  const auto names = std::make_unique<tag_names>();
+  std::vector<std::vector<std::uint16_t>> numbers(threads, std::vector<std::uint16_t>(many));
+  findings found;
+  run_threads(threads, [&](std::size_t self) {
+    for (std::size_t i = 0; i < many; ++i) {
+      const std::size_t each = self % 2 == 0 ? i : many - 1 - i;
+      const std::string name = "name " + std::to_string(each);
+      numbers[self][each] = names->number_of(name);
+      found.expect(names->name_of(numbers[self][each]) == name, name, " has another's number");
+    }
+  });
+  ORDERLY_CHECK_FINDINGS(found);
+  for (std::size_t self = 1; self < threads; ++self) CHECK(numbers[self] == numbers[0]);
+  CHECK(names->count() == 2 + many);
+}
+
+}
