@@ -19,7 +19,7 @@ std::uint32_t tag_names::find(std::string_view name, std::uint32_t hashed) const
   for (std::uint32_t place = hashed;; ++place) {
     const std::uint32_t number = places_[place % places].load(acquire);  // (b): its name is there
     if (number == 0) return 0;                                           // half of the places stay empty
-    const char* const known = names_[number].load(acquire);              // (a)
+    const char* const known = names_[number].load(relaxed);              // (b) has brought it
     reads_plain(known);
     if (name == known) return number;
   }
@@ -34,7 +34,7 @@ void tag_names::finish(std::uint32_t number, std::string_view name) noexcept {
     if (places_[place % places].compare_exchange_strong(there, number, release, relaxed) || there == number) break;
   }
   std::uint32_t expected = number;
-  count_.compare_exchange_strong(expected, number + 1, release, relaxed);  // (c) -> number_of(): the table has it
+  static_cast<void>(count_.compare_exchange_strong(expected, number + 1, release, relaxed));  // (c) -> number_of(): the table has it
 }
 
 std::uint16_t tag_names::number_of(std::string_view name) noexcept {
@@ -56,7 +56,7 @@ std::uint16_t tag_names::number_of(std::string_view name) noexcept {
     }
     const char* there = nullptr;
     // (a) Release: the text. Acquire: the text of another thread, which came first.
-    if (names_[next].compare_exchange_strong(there, made.get(), acq_rel, acquire)) {
+    if (names_[next].compare_exchange_strong(there, made.get(), release, acquire)) {
       finish(next, name);
       static_cast<void>(made.release());
       return static_cast<std::uint16_t>(next);
