@@ -65,8 +65,8 @@ class any_peer {
   [[nodiscard]] virtual std::size_t committed() const noexcept { return 0; }
   [[nodiscard]] virtual std::size_t peak_committed() const noexcept { return 0; }
 
-  /// For peers that know streams; others take all streams for one. Streams have small numbers, and each thread of the
-  /// replay has one.
+  /// For peers that know streams, or keep memory of streams apart; others take all streams for one. Streams have small
+  /// numbers, and each thread of the replay has one.
   virtual void* allocate_in(std::size_t, std::size_t bytes) noexcept { return allocate(bytes); }
   virtual bool deallocate_in(std::size_t, void* pointer, std::size_t bytes) noexcept {
     return deallocate(pointer, bytes);

@@ -27,6 +27,14 @@ class adapter final : public any_peer {
     }
   }
 
+  void* allocate_in(std::size_t stream, std::size_t bytes) noexcept override {
+    if constexpr (requires { peer_.allocate_in(stream, bytes); }) {
+      return peer_.allocate_in(stream, bytes);
+    } else {
+      return peer_.allocate(bytes);
+    }
+  }
+
   [[nodiscard]] std::size_t committed() const noexcept override {
     if constexpr (requires { peer_.committed(); }) return peer_.committed();
     return 0;

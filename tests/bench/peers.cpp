@@ -70,7 +70,7 @@ TEST_CASE("names are unique and lead to their entry, orderly first") {
     CHECK(find_peer(entry.name) == &entry);
   }
   CHECK(peers().front().name == "orderly");
-  CHECK(arenas().size() == 3);
+  CHECK(arenas().size() == 5);
   CHECK(find_peer("no such allocator") == nullptr);
 }
 
@@ -256,6 +256,52 @@ TEST_CASE("work in a stream writes to the block") {
       CHECK(*static_cast<char*>(block) == 1);
     }
   }
+}
+
+TEST_CASE("pytorch-like: segments are as large as PyTorch's, a stream's for good, and given back before a refusal") {
+  const auto peer = find_peer("pytorch-like")->make({.capacity = 80 * mib, .limit = 0, .chunk = 0});
+  void* const small = peer->allocate_in(0, mib);
+  CHECK(peer->committed() == 2 * mib);
+  void* const large = peer->allocate_in(0, mib + 1);
+  CHECK(peer->committed() == 22 * mib);
+  void* const own = peer->allocate_in(0, 20 * mib + 1);
+  CHECK(peer->committed() == 44 * mib);
+  REQUIRE(peer->deallocate_in(0, own, 20 * mib + 1));
+  void* const again = peer->allocate_in(0, 21 * mib);  // the same block, of which no 1 MiB can be split off
+  CHECK(again == own);
+  REQUIRE(peer->deallocate_in(0, again, 21 * mib));
+  CHECK(peer->allocate_in(1, 21 * mib) != own);  // another stream's
+  CHECK(peer->committed() == 66 * mib);
+  CHECK(peer->allocate_in(1, 24 * mib) != nullptr);
+  CHECK(peer->committed() == 68 * mib);  // without the free segment of 22 MiB
+  REQUIRE(peer->deallocate_in(0, large, mib + 1));
+  CHECK(peer->allocate_in(1, 28 * mib) != nullptr);
+  CHECK(peer->committed() == 76 * mib);             // without that of 20 MiB
+  CHECK(peer->allocate_in(1, 7 * mib) == nullptr);  // a segment of 20 MiB
+  CHECK(peer->allocate_in(0, mib) != nullptr);      // the rest of the first segment
+  CHECK(peer->committed() == 76 * mib);
+  CHECK(peer->peak_committed() == 76 * mib);
+  REQUIRE(peer->deallocate_in(0, small, mib));
+}
+
+TEST_CASE("buddy-chunks: what is committed is rounded to chunks; a chunk is shared by powers of two") {
+  const auto peer = find_peer("buddy-chunks")->make({.capacity = 8 * mib, .limit = 15 * 64 * kib, .chunk = 64 * kib});
+  void* const nine = peer->allocate(8 * 64 * kib + 1);
+  CHECK(peer->committed() == 9 * 64 * kib);
+  REQUIRE(peer->deallocate(nine, 8 * 64 * kib + 1));
+  CHECK(peer->allocate(12 * 64 * kib) == nine);  // the same slot of 16 chunks
+  CHECK(peer->committed() == 12 * 64 * kib);
+  CHECK(peer->allocate(17 * kib) != nullptr);  // 32 KiB
+  CHECK(peer->allocate(17 * kib) != nullptr);
+  CHECK(peer->committed() == 13 * 64 * kib);
+  CHECK(peer->allocate(33 * kib) != nullptr);  // a chunk each
+  CHECK(peer->allocate(33 * kib) != nullptr);
+  CHECK(peer->committed() == 15 * 64 * kib);
+  CHECK(peer->allocate(1) == nullptr);
+  REQUIRE(peer->deallocate(nine, 12 * 64 * kib));
+  CHECK(peer->committed() == 15 * 64 * kib);     // kept for the next
+  CHECK(peer->allocate(6 * 64 * kib) != nullptr);  // out of what the free slot had
+  CHECK(peer->committed() == 9 * 64 * kib);
 }
 
 TEST_CASE("slack reaches the pool") {
