@@ -52,6 +52,16 @@ void pool::deallocate(void* pointer, std::size_t bytes) noexcept {
   });
 }
 
+void* pool::allocate_at_hand(std::size_t bytes) noexcept {
+  return state_ == nullptr ? nullptr : state_->allocate_hot(bytes, []() noexcept -> void* { return nullptr; });
+}
+
+bool pool::deallocate_at_hand(void* pointer, std::size_t bytes) noexcept {
+  // Which error makes no difference: the full path finds out.
+  return state_ != nullptr &&
+         state_->deallocate_hot(pointer, bytes, []() noexcept { return error::foreign_pointer; }) == error::none;
+}
+
 void* pool::allocate_cold(std::size_t bytes, std::size_t alignment) {
   if (state_ == nullptr) throw std::invalid_argument("orderly::pool: allocate on a pool that was moved from");
   return state_->allocate_or_throw(bytes, alignment);

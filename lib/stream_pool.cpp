@@ -211,6 +211,21 @@ void* stream_pool::try_allocate(std::size_t bytes, stream_handle stream) noexcep
   return at->core_.allocate_hot(*known->mine, bytes, otherwise);
 }
 
+void* stream_pool::allocate_at_hand(std::size_t bytes, stream_handle stream) noexcept {
+  if (state_ == nullptr) return nullptr;
+  const thread_lanes::entry* const known = lanes::at_hand(state_->core_.serial(), stream);
+  if (known == nullptr || known->mine == nullptr) return nullptr;
+  return state_->core_.allocate_hot(*known->mine, bytes, []() noexcept -> void* { return nullptr; });
+}
+
+bool stream_pool::deallocate_at_hand(void* pointer, std::size_t bytes, stream_handle stream) noexcept {
+  if (state_ == nullptr) return false;
+  const thread_lanes::entry* const known = lanes::at_hand(state_->core_.serial(), stream);
+  if (known == nullptr || known->mine == nullptr) return false;
+  const auto otherwise = []() noexcept { return error::foreign_pointer; };  // which error makes no difference
+  return state_->core_.deallocate_hot(*known->mine, pointer, bytes, otherwise) == error::none;
+}
+
 void stream_pool::deallocate(void* pointer, std::size_t bytes, stream_handle stream) noexcept {
   if (state_ == nullptr) [[unlikely]] return deallocate_gone(pointer, bytes);
   state* const at = state_;

@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -491,6 +492,37 @@ TEST_CASE("a chunk that holds one small block costs the others nothing") {
   tested.deallocate(largest);
   for (const auto& [root, block] : survivors) tested.deallocate(block, 256);
   check_idle(tested);
+}
+
+TEST_CASE("at hand is what this thread freed, and nothing that takes more than that") {
+  bool asked = false;
+  pool from({.capacity = 8 * mib, .on_out_of_memory = [&](std::size_t) { return !(asked = true); }});
+  CHECK(from.allocate_at_hand(1000) == nullptr);  // the thread's first use is not brief
+  void* const block = from.allocate(1000);
+  REQUIRE(from.deallocate_at_hand(block, 1000));
+  const books before = books_of(from);
+  CHECK_FALSE(from.deallocate_at_hand(block, 1000));
+  CHECK_FALSE(from.deallocate_at_hand(nullptr, 1000));
+  CHECK_FALSE(from.deallocate_at_hand(&asked, 1000));
+  CHECK(from.allocate_at_hand(9 * mib) == nullptr);
+  CHECK(from.allocate_at_hand(2 * mib) == nullptr);
+  CHECK(from.allocate_at_hand(0) == nullptr);
+  CHECK(same_books(before, books_of(from)));
+  CHECK(from.stats().bad_frees == 0);
+  CHECK(from.stats().failed == 0);
+  CHECK_FALSE(asked);
+  void* const again = from.allocate_at_hand(1000);
+  CHECK(again == block);
+  CHECK_FALSE(from.deallocate_at_hand(again, 50 * kib));
+  CHECK_FALSE(from.deallocate_at_hand(static_cast<char*>(again) + 256, 1000));
+  bool elsewhere = true;
+  std::thread([&] { elsewhere = from.deallocate_at_hand(again, 1000); }).join();
+  CHECK_FALSE(elsewhere);
+  CHECK(from.try_deallocate(again, 1000) == error::none);
+  pool moved(std::move(from));
+  CHECK(from.allocate_at_hand(1000) == nullptr);
+  CHECK_FALSE(from.deallocate_at_hand(again, 1000));
+  check_idle(moved);
 }
 
 TEST_CASE("the out-of-memory handler is asked until it declines") {

@@ -94,6 +94,24 @@ TEST_CASE("what was freed in a stream is the same stream's at once, without an o
   }
 }
 
+TEST_CASE("at hand is what this thread freed in the stream, and no other stream's") {
+  bench b(2, 64 * mib);
+  CHECK(b.tested->allocate_at_hand(mib, b[0]) == nullptr);
+  void* const block = b.tested->allocate(mib, b[0]);
+  CHECK_FALSE(b.tested->deallocate_at_hand(block, mib, b[1]));
+  REQUIRE(b.tested->deallocate_at_hand(block, mib, b[0]));
+  CHECK_FALSE(b.tested->deallocate_at_hand(block, mib, b[0]));
+  CHECK(b.tested->allocate_at_hand(mib, b[1]) == nullptr);
+  CHECK(b.tested->allocate_at_hand(mib, b[0]) == block);
+  CHECK(b.tested->stats().memory.bad_frees == 0);
+  b.tested->deallocate(block, mib, b[0]);
+  stream_pool moved(std::move(*b.tested));
+  CHECK(b.tested->allocate_at_hand(mib, b[0]) == nullptr);
+  CHECK_FALSE(b.tested->deallocate_at_hand(block, mib, b[0]));
+  *b.tested = std::move(moved);
+  check_idle(*b.tested);
+}
+
 TEST_CASE("another stream gets new memory as long as there is some, and no operation is made") {
   bench b(2, 64 * mib);
   void* const first = b.tested->allocate(mib, b[0]);

@@ -78,6 +78,12 @@ class ORDERLY_API pool {
   /// The same; throws bad_free_error.
   void deallocate_or_throw(void* pointer, std::size_t bytes = 0);
 
+  /// Only what this thread can do by itself at once: allocate from, or free into, what it has at hand. Null, or false:
+  /// nothing has happened, and one of the functions above does it. These two never wait, take no lock, make no system
+  /// call and call no handler: for callers with a lock that they give up before they may wait, as interpreters have.
+  [[nodiscard]] void* allocate_at_hand(std::size_t bytes) noexcept;
+  [[nodiscard]] bool deallocate_at_hand(void* pointer, std::size_t bytes) noexcept;
+
   /// A block with a handle that is told from those of the block's earlier and later owners; see checked.hpp. Errors as
   /// allocate; out_of_memory also when there are no addresses left for the generations.
   [[nodiscard]] checked_block allocate_checked(std::size_t bytes, std::size_t alignment = 1);

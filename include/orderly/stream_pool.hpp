@@ -101,6 +101,10 @@ class ORDERLY_API stream_pool {
   [[nodiscard]] error try_deallocate(void* pointer, std::size_t bytes, stream_handle stream,
                                      bad_free* report = nullptr) noexcept;
 
+  /// As pool's: only what this thread has at hand for the stream.
+  [[nodiscard]] void* allocate_at_hand(std::size_t bytes, stream_handle stream) noexcept;
+  [[nodiscard]] bool deallocate_at_hand(void* pointer, std::size_t bytes, stream_handle stream) noexcept;
+
   /// As pool's: a block with a handle, and its free.
   [[nodiscard]] checked_block allocate_checked(std::size_t bytes, std::size_t alignment, stream_handle stream);
   [[nodiscard]] checked_block try_allocate_checked(std::size_t bytes, std::size_t alignment,
