@@ -1,0 +1,2 @@
+// nanobind's own part, all of it.
+#include <nb_combined.cpp>
