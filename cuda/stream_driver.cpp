@@ -166,6 +166,13 @@ class cuda_stream_driver final : public stream_driver {
     if (event != nullptr) events_.give(static_cast<cudaEvent_t>(event));
   }
 
+  [[nodiscard]] bool copy(stream_handle stream, void* to, const void* from, std::size_t bytes) noexcept override {
+    const use of(*this, stream);
+    if (!of.possible() || capture_of(of.handle()) != 0) return false;
+    const auto put_copy = [&] { return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, of.handle()); };
+    return cuda_call("cudaMemcpyAsync", put_copy) == cudaSuccess;
+  }
+
  private:
   /// A stream for the length of a call. The default streams are those of the current device; the others know theirs.
   class use {

@@ -454,6 +454,7 @@ bool pool::state::release_lane_locked(lane& of) noexcept {
   const bool marked = lanes_->how().marked;
   of.final_event = marked ? nullptr : lanes_->record(of.stream);
   of.withheld = !marked && of.final_event == nullptr;
+  lanes_->tell_end(of, of.final_event);
   of.serial.store(0, seq_cst);  // at_hand(), attach(): from now on threads do not find it
   of.occupied = !reclaim_fronts(patience::long_one, &of).complete;
   empty_shelves(of);
@@ -610,9 +611,11 @@ bool pool::state::synchronize(lane* only) noexcept {
     std::vector<shared_event> events;
     std::vector<withheld> without_event;
     std::uint64_t before = 0;
+    std::uint64_t gap = 0;
     {
       const std::lock_guard lock(pass_mutex_);
       before = passed_on_;
+      if (only == nullptr) gap = lanes_->last_gap();
       if (std::exchange(first, false)) reclaim_caches(patience::long_one);
       settle_all(false);  // what was freed is sealed now; the events below come behind those of the seals
       try {
@@ -641,8 +644,10 @@ bool pool::state::synchronize(lane* only) noexcept {
       }
     }
     for (const shared_event& event : events) known = lanes_->driver().synchronize(event.get()) && known;
-    const bool idle = !without_event.empty() && lanes_->driver().synchronize_all();
-    known = known && (idle || without_event.empty());
+    const bool must_be_idle = !without_event.empty() || gap != 0;
+    const bool idle = must_be_idle && lanes_->driver().synchronize_all();
+    known = known && (idle || !must_be_idle);
+    if (idle) lanes_->tell_idle(gap);
     const std::lock_guard lock(pass_mutex_);
     for (withheld& each : without_event) {
       if (idle) {

@@ -179,6 +179,31 @@ bool lanes::mark_passed(const lane& of) noexcept {
   return !of.unmarked && (of.mark == nullptr || query(of.mark) == event_status::complete);
 }
 
+void lanes::watch(stream_watcher& by) {
+  const std::lock_guard lock(barrier_mutex_);
+  watchers_.push_back(&by);
+}
+
+void lanes::unwatch(stream_watcher& by) noexcept {
+  const std::lock_guard lock(barrier_mutex_);
+  std::erase(watchers_, &by);
+}
+
+void lanes::tell_end(const lane& of, const shared_event& behind_all) noexcept {
+  const std::lock_guard lock(barrier_mutex_);
+  for (stream_watcher* const each : watchers_) each->stream_ends(of, behind_all);
+}
+
+std::uint64_t lanes::last_gap() noexcept {
+  const std::lock_guard lock(barrier_mutex_);
+  return std::ranges::any_of(watchers_, &stream_watcher::has_gap) ? gaps_ : 0;
+}
+
+void lanes::tell_idle(std::uint64_t up_to) noexcept {
+  const std::lock_guard lock(barrier_mutex_);
+  for (stream_watcher* const each : watchers_) each->streams_are_idle(up_to);
+}
+
 void lanes::copy_barriers(std::vector<shared_event>& to) {
   const std::lock_guard lock(barrier_mutex_);
   for (const barrier& b : barriers_) to.push_back(b.event);

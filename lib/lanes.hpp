@@ -26,6 +26,24 @@
 
 namespace orderly::detail {
 
+/// Looks after work in streams of a pool that is none of the pool's. Pre, of each function: the mutex of events.
+class stream_watcher {
+ public:
+  /// The stream's handle is forgotten. `behind_all`: an event behind all work in it; null: none could be had, or is kept, in
+  /// safe mode.
+  virtual void stream_ends(const lane& of, const shared_event& behind_all) noexcept = 0;
+  /// Is there a gap: work of which no event tells?
+  [[nodiscard]] virtual bool has_gap() const noexcept = 0;
+  /// The work is done of all gaps with a number up to this.
+  virtual void streams_are_idle(std::uint64_t up_to) noexcept = 0;
+
+ protected:
+  stream_watcher() = default;
+  stream_watcher(const stream_watcher&) = default;
+  stream_watcher& operator=(const stream_watcher&) = default;
+  ~stream_watcher() = default;
+};
+
 class lanes {
  public:
   static constexpr std::uint32_t most_lanes = 1024;
@@ -98,6 +116,19 @@ class lanes {
   /// Copies the events of the barrier. Throws std::bad_alloc.
   void copy_barriers(std::vector<shared_event>& to);
 
+  /// The mutex of events: of barriers and marks, and of what watchers know of streams. The innermost one of a pool.
+  [[nodiscard]] mutex& event_mutex() noexcept { return barrier_mutex_; }
+
+  /// Throws std::bad_alloc.
+  void watch(stream_watcher& by);
+  void unwatch(stream_watcher& by) noexcept;
+  void tell_end(const lane& of, const shared_event& behind_all) noexcept;
+  /// A watcher has a new gap: its number. Pre: the mutex of events.
+  [[nodiscard]] std::uint64_t number_gap() noexcept { return ++gaps_; }
+  /// The number of the last gap; 0: no watcher has one now.
+  [[nodiscard]] std::uint64_t last_gap() noexcept;
+  void tell_idle(std::uint64_t up_to) noexcept;
+
   /// Around a fork.
   void lock() noexcept { barrier_mutex_.lock(); }
   void unlock() noexcept { barrier_mutex_.unlock(); }
@@ -159,6 +190,8 @@ class lanes {
   atomic<std::uint32_t> count_{0};
   mutex barrier_mutex_;
   std::vector<barrier> barriers_;    ///< guarded by barrier_mutex_, like the next
+  std::vector<stream_watcher*> watchers_;
+  std::uint64_t gaps_ = 0;           ///< so far
   std::size_t look_at_ = 16;         ///< that many barriers are worth a look which of them have passed
   alignas(64) atomic<std::uint64_t> published_{0};
 };

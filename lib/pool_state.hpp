@@ -126,9 +126,11 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   /// Runs a pass, and plans what `movable` blocks are to move; they are in the order of their addresses. Throws
   /// std::bad_alloc.
   [[nodiscard]] detail::relocation_plan plan_relocation(std::span<void* const> movable);
-  /// A block out of a node that was free when it was planned, with the tag of the block that is to move there. Null:
-  /// somebody else has it by now.
-  [[nodiscard]] void* allocate_in_room(detail::node room, std::size_t bytes, const void* moving) noexcept;
+  /// A block out of a node that was free when it was planned, with the tag of the block that is to move there; `in`: for
+  /// work that enters that stream from now on. Null: somebody else has it by now, or the stream cannot be made to wait for
+  /// what may still use it.
+  [[nodiscard]] void* allocate_in_room(detail::node room, std::size_t bytes, const void* moving,
+                                       detail::lane* in = nullptr) noexcept;
   /// Chunks that were to be emptied and are free now.
   [[nodiscard]] std::size_t count_emptied(const detail::relocation_plan& plan) const noexcept;
 

@@ -162,14 +162,18 @@ relocation_plan pool::state::plan_relocation(std::span<void* const> movable) {
   return plan;
 }
 
-void* pool::state::allocate_in_room(node room, std::size_t bytes, const void* moving) noexcept {
-  request wanted = work_out(bytes, 1, nullptr);
+void* pool::state::allocate_in_room(node room, std::size_t bytes, const void* moving, lane* in) noexcept {
+  request wanted = work_out(bytes, 1, in);
   if (tags_.on()) wanted.tag = tags_.at(*store_.memory().offset(moving) >> granule_shift_);
   wanted.of_class = no_class;  // no front hands it out, so none is its home
   if (wanted.shape.order > room.order) return nullptr;
   const slow_section marked(*this, nullptr);
   const auto block = store_.take_out_of(room, wanted.shape);
   if (!block) return nullptr;
+  if (!may_serve(wanted)) {
+    store_.give(*block, wanted.shape.sixteenths);
+    return nullptr;
+  }
   count_taken(nullptr, store_.length(*block, wanted.shape.sixteenths));
   return hand_out(nullptr, wanted, *block);
 }

@@ -46,6 +46,7 @@ LAYERS = [
         ['pass_mutex.hpp'],
         ['orderly/pool.hpp', 'orderly/stream_pool.hpp', 'observed_blocks.hpp', 'relocation.hpp'],
         ['orderly/relocatable.hpp', 'pool_state.hpp'],
+        ['orderly/relocatable_streams.hpp', 'relocatable_set.hpp', 'stream_pool_state.hpp'],
     ]),
     ('adapters', [
         ['orderly/orderly.h', 'orderly/pmr.hpp', 'orderly/cuda.hpp', 'orderly/cuda/kernel.hpp', 'orderly/cuda/torch.h'],

@@ -145,6 +145,7 @@ class ORDERLY_API pool {
   void visit_blocks(void (*visit)(void*, const block_info&), void* context) const;
 
   friend class relocatable_blocks;
+  friend class relocatable_stream_blocks;
   friend class stream_pool;
   class ORDERLY_LOCAL state;
   state* state_;

@@ -4,6 +4,7 @@
 /// that implements stream_driver.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "orderly/export.h"
@@ -72,6 +73,10 @@ class ORDERLY_API stream_driver {
 
   /// Ends the use of an event of record(), complete or not. Waits that were put into streams stay.
   virtual void release(event_handle event) noexcept = 0;
+
+  /// Copies in the stream: behind the work that is in it now, before work that enters it later. The ranges do not overlap.
+  /// False: refused, and nothing was put into the stream. Kinds that cannot copy need not implement it.
+  [[nodiscard]] virtual bool copy(stream_handle stream, void* to, const void* from, std::size_t bytes) noexcept;
 };
 
 }  // namespace orderly

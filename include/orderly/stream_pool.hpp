@@ -197,6 +197,7 @@ class ORDERLY_API stream_pool {
   static void deallocate_gone(void* pointer, std::size_t bytes) noexcept;
   void visit_blocks(void (*visit)(void*, const block_info&), void* context) const;
 
+  friend class relocatable_stream_blocks;
   class ORDERLY_LOCAL state;
   state* state_;
 };

@@ -1,5 +1,6 @@
 #include "orderly/software_stream.hpp"
 
+#include <cstring>
 #include <deque>
 #include <mutex>
 #include <new>
@@ -169,6 +170,19 @@ class software_device::state final : public stream_driver {
   void release(event_handle handle) noexcept override {
     count(releases_);
     if (handle != nullptr) events_.give_back(*static_cast<event*>(handle));
+  }
+
+  [[nodiscard]] bool copy(stream_handle stream, void* to, const void* from, std::size_t bytes) noexcept override {
+    stream_slot* const slot = slot_of(stream);
+    if (slot == nullptr) return false;
+    const std::lock_guard hold(slot->producers);
+    if (!takes_events(*slot)) return false;  // nor copies that a graph would repeat
+    try {
+      executor_->put(*slot->line, {item::kind::work, [=] { std::memcpy(to, from, bytes); }, nullptr});
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    return true;
   }
 
   // For software_stream.

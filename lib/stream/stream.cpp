@@ -10,4 +10,8 @@ bool stream_driver::when_graph_is_gone(stream_handle /*stream*/, void (*/*gone*/
 
 bool stream_driver::synchronize_all() noexcept { return false; }
 
+bool stream_driver::copy(stream_handle /*stream*/, void* /*to*/, const void* /*from*/, std::size_t /*bytes*/) noexcept {
+  return false;
+}
+
 }  // namespace orderly

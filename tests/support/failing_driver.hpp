@@ -46,6 +46,10 @@ class failing_driver final : public stream_driver {
     inner_->release(event);
   }
 
+  bool copy(stream_handle stream, void* to, const void* from, std::size_t bytes) noexcept override {
+    return !plan_.refuses() && inner_->copy(stream, to, from, bytes);
+  }
+
   /// Recorded and not released.
   [[nodiscard]] std::ptrdiff_t events() const noexcept { return events_.load(); }
 

@@ -1,0 +1,841 @@
+// Blocks that move in stream order: contents go along, whichever streams use them before and after, no thread waits for a
+// stream, and what a driver refuses moves nothing and loses nothing.
+#include "orderly/relocatable_streams.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "orderly/software_stream.hpp"
+#include "orderly/stream_pool.hpp"
+#include "support/double_driver.hpp"
+#include "support/failing_driver.hpp"
+#include "support/fault_plan.hpp"
+#include "support/random.hpp"
+#include "support/scale.hpp"
+#include "support/stream_bench.hpp"
+#include "support/threads.hpp"
+
+using namespace orderly;
+using namespace orderly::test;
+
+namespace {
+
+constexpr std::size_t chunk = 64 * kib;
+
+[[nodiscard]] stream_options limited(std::size_t limit) {
+  stream_options settings;
+  settings.memory.limit = limit;
+  return settings;
+}
+
+/// A block, what it holds by the time that its streams have passed, and the stream that used it last.
+struct kept {
+  relocatable block = relocatable::none;
+  std::uint64_t seed = 0;
+  std::size_t in = 0;
+};
+
+/// Work that finds what the block's last user left there, and leaves `next`: plain reads and writes of all of it.
+void enqueue_use(software_stream& in, void* address, std::size_t bytes, std::uint64_t before, std::uint64_t next,
+                 findings& found) {
+  in.enqueue([=, &found] {
+    auto* const words = static_cast<std::uint64_t*>(address);
+    const std::size_t count = bytes / sizeof(std::uint64_t);
+    bool right = true;
+    for (std::size_t i = 0; before != 0 && i < count; ++i) right = right && words[i] == before + i;
+    found.expect(right, "the contents are not what the last user left");
+    for (std::size_t i = 0; i < count; ++i) words[i] = next + i;
+  });
+}
+
+/// The program's own order between two streams.
+void order(stream_driver& driver, stream_handle first, stream_handle then) {
+  event_handle const event = driver.record(first);
+  REQUIRE(event != nullptr);
+  REQUIRE(driver.wait(then, event));
+  driver.release(event);
+}
+
+/// Streams, a pool, and a set of it.
+struct set_bench : bench {
+  explicit set_bench(std::size_t streams, std::size_t capacity, std::size_t limit = 0,
+                     software_schedule schedule = software_schedule::lazy, stream_options settings = {},
+                     std::uint64_t seed = 0, stream_relocation_copier copier = nullptr)
+      : bench(streams, capacity, schedule, with_limit(settings, limit), seed, false, wrap) {
+    blocks.emplace(*tested, std::move(copier));
+  }
+  [[nodiscard]] double_driver& doors() const { return static_cast<double_driver&>(*driver); }
+
+  /// False: the block could not be pinned.
+  bool use(kept& each, std::size_t in) {
+    if (each.in != in) order(*device.driver(), (*this)[each.in], (*this)[in]);
+    return use_as_ordered(each, in);
+  }
+  bool use_as_ordered(kept& each, std::size_t in) {
+    void* const address = blocks->pin(each.block, (*this)[in]);
+    if (address == nullptr) return false;
+    const std::uint64_t next = 1 + (++uses << 24);
+    enqueue_use(stream[in], address, blocks->size(each.block), each.seed, next, found);
+    blocks->unpin(each.block, (*this)[in]);
+    each.seed = next;
+    each.in = in;
+    return true;
+  }
+  /// Blocks of that size in turn in each stream, until the pool is full; then every second is freed.
+  std::vector<kept> fill_half(std::size_t bytes) {
+    std::vector<kept> all;
+    for (std::size_t i = 0;; ++i) {
+      kept made{blocks->try_allocate(bytes, (*this)[i % stream.size()]), 0, i % stream.size()};
+      if (made.block == relocatable::none) break;
+      CHECK(use(made, made.in));
+      all.push_back(made);
+    }
+    std::vector<kept> half;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (i % 2 == 0)
+        CHECK(blocks->deallocate(all[i].block, (*this)[all[i].in]) == error::none);
+      else
+        half.push_back(all[i]);
+    }
+    return half;
+  }
+  /// All work is done, and each block holds what it should.
+  void check_contents(std::vector<kept>& all) {
+    for (kept& each : all) CHECK(use(each, each.in));
+    CHECK(device.driver()->synchronize_all());
+    ORDERLY_CHECK_FINDINGS(found);
+  }
+  void check_end(std::vector<kept>& all) {
+    check_contents(all);
+    for (const kept& each : all) CHECK(blocks->deallocate(each.block, (*this)[each.in]) == error::none);
+    blocks.reset();
+    check_idle(*tested);
+  }
+
+  std::optional<relocatable_stream_blocks> blocks;
+  std::uint64_t uses = 0;
+  findings found;
+
+ private:
+  [[nodiscard]] static stream_options with_limit(stream_options settings, std::size_t limit) {
+    settings.memory.limit = limit;
+    return settings;
+  }
+  [[nodiscard]] static std::shared_ptr<stream_driver> wrap(std::shared_ptr<stream_driver> inner) {
+    return std::make_shared<double_driver>(std::move(inner));
+  }
+};
+
+/// The work in the streams refers to the findings, so streams go first; members go in reverse.
+std::size_t move_all(relocatable_stream_blocks& blocks, stream_handle in, const relocation_limits& limits = {}) {
+  blocks.begin(limits);
+  std::size_t moved = 0;
+  for (auto moves = blocks.step(in); !moves.empty(); moves = blocks.step(in)) moved += moves.size();
+  return moved;
+}
+
+}  // namespace
+
+TEST_SUITE("unit") {
+
+TEST_CASE("a handle names its block until it is freed; what is refused says why, and changes nothing") {
+  set_bench b(2, 4 * mib);
+  const relocatable block = b.blocks->allocate(1000, b[0]);
+  CHECK(b.blocks->size(block) == 1000);
+  error why = error::double_free;
+  void* const address = b.blocks->pin(block, b[0], &why);
+  CHECK(address != nullptr);
+  CHECK(why == error::none);
+  CHECK(b.blocks->pin(block, b[1]) == address);
+  CHECK(b.blocks->deallocate(block, b[0]) == error::pinned);
+  b.blocks->unpin(block, b[1]);
+  CHECK(b.blocks->deallocate(block, b[0]) == error::pinned);
+  b.blocks->unpin(block, b[0]);
+  b.blocks->unpin(block, b[0]);  // one too many
+  CHECK(b.blocks->deallocate(block, nullptr) == error::invalid_argument);
+  CHECK(b.blocks->pin(block, nullptr, &why) == nullptr);
+  CHECK(why == error::invalid_argument);
+  CHECK(b.blocks->deallocate(block, b[0]) == error::none);
+  const relocatable again = b.blocks->allocate(500, b[1]);  // has the first one's record
+  for (const relocatable bad : {block, relocatable::none, static_cast<relocatable>(77), static_cast<relocatable>(~0ULL)}) {
+    CHECK(b.blocks->pin(bad, b[0], &why) == nullptr);
+    CHECK(why == error::stale_handle);
+    b.blocks->unpin(bad, b[0]);
+    CHECK(b.blocks->size(bad) == 0);
+    CHECK(b.blocks->deallocate(bad, b[0]) == error::stale_handle);
+  }
+  CHECK(b.blocks->size(again) == 500);
+  CHECK_THROWS_AS((void)b.blocks->allocate(1, nullptr), std::invalid_argument);
+  CHECK(b.blocks->try_allocate(1, nullptr) == relocatable::none);
+  CHECK_THROWS_AS((void)b.blocks->allocate(8 * mib, b[0]), out_of_memory);
+  b.blocks->begin();
+  CHECK_THROWS_AS((void)b.blocks->step(nullptr), std::invalid_argument);
+  CHECK(b.blocks->deallocate(again, b[1]) == error::none);
+  CHECK(b.tested->stats().memory.bad_frees == 0);
+  const relocatable left = b.blocks->allocate(3000, b[0]);  // goes with the set
+  CHECK(b.blocks->pin(left, b[0]) != nullptr);
+  b.blocks.reset();
+  check_idle(*b.tested);
+  stream_pool gone(std::move(*b.tested));
+  CHECK_THROWS_AS(relocatable_stream_blocks{*b.tested}, std::invalid_argument);
+}
+
+TEST_CASE("blocks move while all their work is still queued; nobody waits; one event a stream and step, one wait each") {
+  for (const std::size_t bytes : {1000UL, 4096UL, 20000UL}) {
+    CAPTURE(bytes);
+    set_bench b(3, 32 * mib, 8 * mib);
+    software_stream copies(b.device);
+    std::vector<kept> half = b.fill_half(bytes);
+    // What was freed, half of it, is for nobody before its work is done. This is the only wait of the test.
+    CHECK(b.tested->synchronize());
+    CHECK(b.tested->try_allocate(3 * mib, b[0]) == nullptr);
+    for (kept& each : half) CHECK(b.use(each, each.in));
+    const software_calls before = b.device.calls();
+    b.blocks->begin();
+    const stream_statistics stats = b.tested->stats();
+    const std::vector<relocation> moves = b.blocks->step(copies.handle());
+    CHECK(moves.size() > half.size() / 3);
+    CHECK(b.tested->stats().events_recorded - stats.events_recorded <= 3 + 1 + moves.size() * bytes / (64 * mib));
+    CHECK(b.tested->stats().waits - stats.waits == 3);
+    for (kept& each : half) CHECK(b.use(each, each.in));  // at its new place
+    CHECK(b.tested->stats().waits - stats.waits == 3 + 3);
+    for (const relocation& each : moves) {
+      CHECK(b.blocks->pin(each.block, b[0]) == each.to);
+      b.blocks->unpin(each.block, b[0]);
+    }
+    CHECK(b.blocks->step(copies.handle()).empty());
+    CHECK(b.device.calls().synchronizations == before.synchronizations);
+    CHECK(b.tested->synchronize());
+    const relocation_statistics done = b.blocks->end();
+    CHECK(done.moves == moves.size());
+    CHECK(done.bytes == moves.size() * bytes);
+    CHECK(done.skipped == 0);
+    CHECK(done.chunks >= 8 * mib / chunk / 2 - 2);
+    void* const large = b.tested->try_allocate(3 * mib, b[0]);
+    CHECK(large != nullptr);
+    b.tested->deallocate(large, 3 * mib, b[0]);
+    CHECK(b.tested->release_stream(copies.handle()));
+    b.check_end(half);
+  }
+}
+
+TEST_CASE("each step may have a stream of its own, also one that uses the blocks; the last copies cover all before") {
+  set_bench b(3, 16 * mib, 4 * mib);
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  b.blocks->begin({.moves = 7});
+  for (std::size_t i = 0;; ++i) {
+    if (b.blocks->step(b[i % 3]).empty()) break;
+    for (std::size_t k = i % 5; k < half.size(); k += 5) CHECK(b.use(half[k], (i + k) % 3));
+  }
+  CHECK_FALSE(b.blocks->last_step_failed());
+  CHECK(b.blocks->end().moves > half.size() / 3);
+  b.check_end(half);
+}
+
+TEST_CASE("limits bound each step, and pinned blocks stay") {
+  set_bench b(2, 16 * mib, 4 * mib);
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  b.blocks->begin({.bytes = 10000});
+  std::size_t moved = 0;
+  for (auto moves = b.blocks->step(b[0]); !moves.empty(); moves = b.blocks->step(b[0])) {
+    CHECK(moves.size() <= 2);
+    moved += moves.size();
+    if (moved > 50) break;
+  }
+  std::vector<void*> places;
+  for (const kept& each : half) places.push_back(b.blocks->pin(each.block, b[1]));
+  CHECK(b.blocks->step(b[0]).empty());
+  CHECK_FALSE(b.blocks->last_step_failed());
+  const relocation_statistics done = b.blocks->end();
+  CHECK(done.moves == moved);
+  CHECK(done.skipped > 100);
+  for (std::size_t i = 0; i < half.size(); ++i) {
+    CHECK(b.blocks->pin(half[i].block, b[0]) == places[i]);
+    b.blocks->unpin(half[i].block, b[0]);
+    b.blocks->unpin(half[i].block, b[1]);
+  }
+  CHECK(b.blocks->step(b[0]).empty());  // no run
+  b.check_end(half);
+}
+
+TEST_CASE("a user's copier makes the copies; where it fails or throws, nothing moves, and its copies hurt nobody") {
+  int calls = 0;
+  software_stream* in = nullptr;
+  set_bench b(2, 16 * mib, 4 * mib, software_schedule::lazy, {}, 0,
+              [&](std::span<const relocation> moves, stream_handle stream) {
+                CHECK(stream == in->handle());
+                ++calls;
+                for (const relocation& each : moves) {
+                  in->enqueue([each] { std::memcpy(each.to, each.from, each.bytes); });
+                  if (calls <= 2 && &each == &moves[1]) break;  // some are in the stream
+                }
+                if (calls == 2) throw std::runtime_error("the copier's");
+                return calls != 1;
+              });
+  software_stream copies(b.device);
+  in = &copies;
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  std::vector<void*> places;
+  for (const kept& each : half) {
+    places.push_back(b.blocks->pin(each.block, b[0]));
+    b.blocks->unpin(each.block, b[0]);
+  }
+  const std::size_t requested = b.tested->stats().memory.requested;
+  b.blocks->begin({.moves = 5});
+  CHECK(b.blocks->step(copies.handle()).empty());
+  CHECK(b.blocks->last_step_failed());
+  CHECK_THROWS_WITH_AS(b.blocks->step(copies.handle()), "the copier's", std::runtime_error);
+  CHECK(b.tested->stats().memory.requested == requested);
+  for (std::size_t i = 0; i < half.size(); ++i) {
+    CHECK(b.use(half[i], half[i].in));  // behind the copies that read it
+    CHECK(b.blocks->pin(half[i].block, b[0]) == places[i]);
+    b.blocks->unpin(half[i].block, b[0]);
+  }
+  CHECK(b.blocks->step(copies.handle()).size() == 5);
+  CHECK_FALSE(b.blocks->last_step_failed());
+  CHECK(b.blocks->end().moves == 5);
+  b.check_contents(half);
+  // Freed in stream order right behind a copy that nobody has waited for.
+  for (int round = 0; round < 3; ++round) {
+    b.blocks->begin({.moves = 20});
+    static_cast<void>(b.blocks->step(copies.handle()));
+    for (kept& each : half) {
+      CHECK(b.blocks->deallocate(each.block, b[each.in]) == error::none);
+      each = {b.blocks->allocate(4096, b[each.in]), 0, each.in};
+      CHECK(b.use(each, each.in));
+    }
+    b.check_contents(half);
+  }
+  CHECK(b.tested->release_stream(copies.handle()));
+  b.check_end(half);
+}
+
+TEST_CASE("without a copier and a driver that copies, nothing moves") {
+  set_bench b(1, 16 * mib, 4 * mib);
+  b.doors().refuse_copy = [](stream_handle) { return true; };
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  CHECK(move_all(*b.blocks, b[0]) == 0);
+  CHECK(b.blocks->last_step_failed());
+  CHECK(b.blocks->end().moves == 0);
+  b.doors().refuse_copy = nullptr;
+  CHECK(move_all(*b.blocks, b[0]) > 100);
+  b.check_end(half);
+}
+
+TEST_CASE("a stream that has ended is waited for like one that is there, until its work has passed") {
+  for (const bool safe : {false, true}) {
+    CAPTURE(safe);
+    stream_options settings;
+    settings.safe_mode = safe;
+    set_bench b(2, 16 * mib, 4 * mib, software_schedule::lazy, settings);
+    software_stream copies(b.device);
+    std::vector<kept> half = b.fill_half(4096);
+    CHECK(b.tested->synchronize());
+    for (kept& each : half) CHECK(b.use(each, 1));
+    if (!safe) CHECK(b.tested->release_stream(b[1]));
+    b.stream[1] = software_stream(b.device);  // another stream with the same handle, perhaps; the queue of the old one stays
+    for (kept& each : half) each.in = 0;      // used there next, without an order of the program's: the moves give one
+    b.blocks->begin();
+    const auto moves = b.blocks->step(copies.handle());
+    CHECK(moves.size() > half.size() / 3);
+    // The copying stream ends as well.
+    if (!safe) CHECK(b.tested->release_stream(copies.handle()));
+    copies = software_stream(b.device);
+    for (kept& each : half) {
+      const bool moved = std::ranges::any_of(moves, [&](const relocation& m) { return m.block == each.block; });
+      if (moved) CHECK(b.use_as_ordered(each, 0));
+    }
+    CHECK(b.device.driver()->synchronize_all());
+    b.blocks->end();
+    b.check_end(half);
+  }
+}
+
+TEST_CASE("many streams come and go between two steps") {
+  set_bench b(1, 16 * mib, 4 * mib);
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  for (std::size_t i = 0; i < half.size(); ++i) {
+    software_stream brief(b.device);
+    order(*b.device.driver(), b[0], brief.handle());
+    void* const address = b.blocks->pin(half[i].block, brief.handle());
+    REQUIRE(address != nullptr);
+    const std::uint64_t next = 1 + (++b.uses << 24);
+    enqueue_use(brief, address, 4096, half[i].seed, next, b.found);
+    half[i].seed = next;
+    b.blocks->unpin(half[i].block, brief.handle());
+    CHECK(b.tested->release_stream(brief.handle()));
+    if (i % 32 == 31) b.stream[0].synchronize();
+    if (i % 64 == 63) CHECK(b.device.driver()->synchronize_all());
+  }
+  b.blocks->begin();
+  const auto moves = b.blocks->step(b[0]);
+  CHECK(moves.size() > half.size() / 3);
+  CHECK(b.device.driver()->synchronize_all());
+  b.check_end(half);
+}
+
+TEST_CASE("a stream that ends without an event keeps its blocks where they are, until all is idle") {
+  set_bench b(2, 16 * mib, 4 * mib);
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  for (kept& each : half) CHECK(b.use(each, 1));
+  b.doors().refuse_record = [&](stream_handle in) { return in == b[1]; };
+  CHECK_FALSE(b.tested->release_stream(b[1]));
+  b.doors().refuse_record = nullptr;
+  b.stream[1] = software_stream(b.device);
+  CHECK(move_all(*b.blocks, b[0]) == 0);
+  CHECK(b.blocks->last_step_failed());
+  CHECK(b.blocks->end().skipped > 100);
+  CHECK(b.tested->synchronize());
+  CHECK(move_all(*b.blocks, b[0]) > 100);
+  for (kept& each : half) each.in = 0;
+  b.check_end(half);
+}
+
+TEST_CASE("where no event of the copies can be had, nothing moves; it is made up for when it is needed") {
+  for (const bool ends : {false, true}) {
+    CAPTURE(ends);
+    set_bench b(2, 16 * mib, 4 * mib);
+    software_stream copies(b.device);
+    std::vector<kept> half = b.fill_half(4096);
+    CHECK(b.tested->synchronize());
+    b.blocks->begin();
+    b.doors().refuse_record = [&](stream_handle in) { return in == copies.handle(); };
+    CHECK(b.blocks->step(copies.handle()).empty());
+    CHECK(b.blocks->last_step_failed());
+    std::size_t refused = 0;
+    for (const kept& each : half) {
+      error why = error::none;
+      if (b.blocks->pin(each.block, b[0], &why) != nullptr) {
+        b.blocks->unpin(each.block, b[0]);
+        continue;
+      }
+      ++refused;
+      CHECK(why == error::stream_failed);
+      CHECK(b.blocks->deallocate(each.block, b[0]) == error::stream_failed);
+      CHECK(b.blocks->size(each.block) == 4096);
+    }
+    CHECK(refused > 100);
+    if (ends) {
+      CHECK_FALSE(b.tested->release_stream(copies.handle()));
+      copies = software_stream(b.device);
+      CHECK(b.blocks->pin(half.back().block, b[0]) == nullptr);
+      b.doors().refuse_record = nullptr;
+      CHECK(b.blocks->pin(half.back().block, b[0]) == nullptr);  // nobody knows when the copies are over
+      CHECK(b.tested->synchronize());
+    }
+    b.doors().refuse_record = nullptr;
+    for (kept& each : half) CHECK(b.use(each, each.in));
+    CHECK(move_all(*b.blocks, b[1]) > 100);
+    b.check_end(half);
+  }
+}
+
+TEST_CASE("a stream that cannot be made to wait gets no address, and is not freed in; another is") {
+  set_bench b(2, 16 * mib, 4 * mib);
+  software_stream copies(b.device);
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  b.doors().refuse_wait = [&](stream_handle in) { return in == copies.handle(); };
+  b.blocks->begin();
+  CHECK(b.blocks->step(copies.handle()).empty());  // no user is waited for
+  CHECK(b.blocks->last_step_failed());
+  b.doors().refuse_wait = [&](stream_handle in) { return in == b[0]; };
+  b.blocks->begin();
+  const auto moves = b.blocks->step(copies.handle());
+  REQUIRE(moves.size() > 100);
+  error why = error::none;
+  CHECK(b.blocks->pin(moves[0].block, b[0], &why) == nullptr);
+  CHECK(why == error::stream_failed);
+  CHECK(b.blocks->deallocate(moves[0].block, b[0]) == error::stream_failed);
+  CHECK(b.blocks->pin(moves[0].block, b[1]) == moves[0].to);
+  b.blocks->unpin(moves[0].block, b[1]);
+  b.doors().refuse_wait = nullptr;
+  CHECK(b.tested->release_stream(copies.handle()));
+  b.check_end(half);
+}
+
+TEST_CASE("captures: nothing is pinned, freed or moved in one, and what its graph uses stays pinned") {
+  for (const bool watches : {false, true}) {
+    CAPTURE(watches);
+    stream_options settings;
+    settings.watch_captures = watches;
+    set_bench b(2, 16 * mib, 4 * mib, software_schedule::lazy, settings);
+    std::vector<kept> half = b.fill_half(4096);
+    CHECK(b.tested->synchronize());
+    for (kept& each : half) CHECK(b.use(each, 1));
+    kept& of_graph = half[half.size() - 1];
+    auto* const address = static_cast<std::uint64_t*>(b.blocks->pin(of_graph.block, b[1]));
+    kept& until_then = half[half.size() - 2];
+    CHECK(b.blocks->pin(until_then.block, b[1]) != nullptr);
+    if (!watches) CHECK(b.tested->begin_capture(b[1]) == error::none);
+    REQUIRE(b.stream[1].begin_capture());
+    error why = error::none;
+    CHECK(b.blocks->pin(half[0].block, b[1], &why) == nullptr);
+    CHECK(why == error::invalid_argument);
+    CHECK(b.blocks->deallocate(half[0].block, b[1]) == error::invalid_argument);
+    CHECK(b.blocks->try_allocate(100, b[1]) == relocatable::none);
+    CHECK_THROWS_AS((void)b.blocks->allocate(100, b[1]), std::invalid_argument);
+    b.blocks->unpin(until_then.block, b[1]);
+    b.blocks->begin();
+    CHECK_THROWS_AS((void)b.blocks->step(b[1]), std::invalid_argument);
+    CHECK(b.blocks->step(b[0]).empty());  // no event can be recorded in the other stream
+    CHECK(b.blocks->last_step_failed());
+    std::size_t launches = 0;
+    b.stream[1].enqueue([address, &launches] { launches += ++address[0] != 0; });
+    if (!watches) CHECK(b.tested->end_capture(b[1]) == error::none);
+    software_graph graph = b.stream[1].end_capture();
+    if (watches) CHECK(b.blocks->pin(half[0].block, b[1]) != nullptr);
+    if (watches) b.blocks->unpin(half[0].block, b[1]);
+    for (int round = 0; round < 3; ++round) b.stream[1].launch(graph);
+    of_graph.seed = 0;
+    CHECK(move_all(*b.blocks, b[0]) > 100);
+    b.stream[1].launch(graph);
+    CHECK(b.blocks->pin(of_graph.block, b[1]) == address);
+    CHECK(b.stream[1].synchronize());
+    CHECK(launches == 4);
+    graph = {};
+    b.blocks->unpin(of_graph.block, b[1]);
+    b.blocks->unpin(of_graph.block, b[1]);
+    b.check_end(half);
+  }
+}
+
+TEST_CASE("in a per-thread stream each use leaves an event, by which others move the block, also when the thread is gone") {
+  for (const bool refused : {false, true}) {
+    CAPTURE(refused);
+    set_bench b(2, 16 * mib, 4 * mib);
+    double_driver& doors = b.doors();
+    std::vector<kept> half = b.fill_half(4096);
+    CHECK(b.tested->synchronize());
+    CHECK(b.device.driver()->synchronize_all());
+    std::vector<relocation> moves;
+    std::thread([&] {
+      software_stream own(b.device);
+      double_driver::own = &own;
+      doors.refuse_record = [&](stream_handle in) { return refused && in == doors.per_thread(); };
+      for (kept& each : half) {
+        void* const address = b.blocks->pin(each.block, doors.per_thread());
+        CHECK(address != nullptr);
+        const std::uint64_t next = 1 + (++b.uses << 24);
+        enqueue_use(own, address, 4096, each.seed, next, b.found);
+        each.seed = next;
+        b.blocks->unpin(each.block, doors.per_thread());
+      }
+      std::thread([&] {  // another thread cannot record an event there
+        b.blocks->begin({.moves = half.size() / 8});
+        moves = b.blocks->step(b[0]);
+      }).join();
+      CHECK(moves.empty() == refused);
+      doors.refuse_record = nullptr;
+      CHECK(b.tested->release_stream(doors.per_thread()));  // as at the thread's end, but for the stream, which goes first
+    }).join();
+    for (kept& each : half) each.in = 0;
+    CHECK(move_all(*b.blocks, b[0]) > half.size() / 6);
+    CHECK(b.device.driver()->synchronize_all());
+    b.check_end(half);
+  }
+}
+
+TEST_CASE("what was unpinned in no stream is not moved") {
+  set_bench b(2, 16 * mib, 4 * mib);
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  for (const kept& each : half) {
+    CHECK(b.blocks->pin(each.block, b[0]) != nullptr);
+    b.blocks->unpin(each.block, nullptr);
+  }
+  CHECK(move_all(*b.blocks, b[0]) == 0);
+  b.check_end(half);
+}
+
+}  // TEST_SUITE
+
+namespace {
+
+/// Everything that a set does, in three streams and one that copies, at random. Nothing that fails is more than refused.
+/// For schedules without workers.
+class relocation_workout {
+ public:
+  relocation_workout(stream_pool& of, const software_device& device, std::uint64_t seed, bool safe)
+      : tested_(of), device_(device), safe_(safe), random_(make_random(seed)) {
+    for (int i = 0; i < 4; ++i) streams_.emplace_back(device_);
+    blocks_.emplace(tested_);
+  }
+
+  void run(int rounds) {
+    for (int round = 0; round < rounds; ++round) {
+      switch (uniform(random_, 0, 9)) {
+        case 0:
+        case 1:
+        case 2:
+          take();
+          break;
+        case 3:
+          give(uniform(random_, 0, 999));
+          break;
+        case 4:
+          move(uniform(random_, 0, 3));
+          break;
+        case 5:
+          if (uniform(random_, 0, 3) == 0) renew(uniform(random_, 0, 3));
+          break;
+        case 6:
+          if (uniform(random_, 0, 7) == 0) (void)lib([&] { return tested_.trim(); });
+          break;
+        default:
+          use(uniform(random_, 0, 999), uniform(random_, 0, 2));
+      }
+    }
+  }
+
+  /// Nothing fails any more: each block is there, with its contents, and can be moved.
+  void end() {
+    CHECK(device_.driver()->synchronize_all());
+    for (int round = 0; round < 3; ++round) (void)tested_.synchronize();
+    std::size_t refused = 0;
+    for (std::size_t i = 0; i < live_.size(); ++i) refused += !use(i, live_[i].in);
+    CHECK(refused == 0);
+    move(3);
+    CHECK_FALSE(blocks_->last_step_failed());
+    while (!live_.empty()) {
+      const std::size_t before = live_.size();
+      give(0);
+      REQUIRE(live_.size() < before);
+    }
+    CHECK(device_.driver()->synchronize_all());
+    blocks_.reset();
+    for (int round = 0; round < 8; ++round) (void)tested_.synchronize();
+    const stream_statistics stats = tested_.stats();
+    CHECK(stats.memory.requested == 0);
+    CHECK(stats.memory.allocated == 0);
+    CHECK(stats.memory.cached == 0);
+    CHECK(stats.held == 0);
+    CHECK(stats.memory.bad_frees == 0);
+    ORDERLY_CHECK_FINDINGS(found_);
+  }
+
+  std::size_t moved = 0;
+
+ private:
+  [[nodiscard]] stream_handle handle(std::size_t in) const { return streams_[in].handle(); }
+
+  void take() {
+    const std::size_t in = uniform(random_, 0, 2);
+    const std::size_t bytes = log_uniform(random_, 16, 24 * kib) / 8 * 8;
+    const relocatable block = lib([&] { return blocks_->try_allocate(bytes, handle(in)); });
+    if (block == relocatable::none) return;
+    live_.push_back({block, 0, in});
+    use(live_.size() - 1, in);
+  }
+
+  bool use(std::size_t at, std::size_t in) {
+    if (live_.empty()) return false;
+    kept& each = live_[at % live_.size()];
+    if (each.in != in) order(*device_.driver(), handle(each.in), handle(in));
+    void* const address = lib([&] { return blocks_->pin(each.block, handle(in)); });
+    each.in = in;
+    if (address == nullptr) return false;
+    const std::uint64_t next = 1 + (++uses_ << 24);
+    enqueue_use(streams_[in], address, blocks_->size(each.block), each.seed, next, found_);
+    lib([&] { blocks_->unpin(each.block, handle(in)); });
+    each.seed = next;
+    return true;
+  }
+
+  void give(std::size_t at) {
+    if (live_.empty()) return;
+    const kept each = live_[at % live_.size()];
+    const error code = lib([&] { return blocks_->deallocate(each.block, handle(each.in)); });
+    if (code == error::none)
+      std::swap(live_[at % live_.size()], live_.back()), live_.pop_back();
+    else
+      CHECK((code == error::stream_failed || code == error::invalid_argument || code == error::out_of_memory));
+  }
+
+  void move(std::size_t in) {
+    try {
+      lib([&] { blocks_->begin({.bytes = 256 * kib}); });
+      for (int step = 0; step < 3; ++step) {
+        moved += lib([&] { return blocks_->step(handle(in)); }).size();
+        if (uniform(random_, 0, 1) == 0) use(uniform(random_, 0, 999), uniform(random_, 0, 2));
+      }
+    } catch (const std::bad_alloc&) {
+    } catch (const std::invalid_argument&) {  // the driver did not tell
+    }
+    lib([&] { return blocks_->end(); });
+  }
+
+  /// A stream ends, and another one comes, in most cases with its handle.
+  void renew(std::size_t in) {
+    const std::size_t next = (in + 1) % 4;
+    order(*device_.driver(), handle(in), handle(next));
+    if (!safe_) (void)lib([&] { return tested_.release_stream(handle(in)); });
+    streams_[in] = software_stream(device_);
+    order(*device_.driver(), handle(next), handle(in));  // as a program does whose work goes on there
+  }
+
+  stream_pool& tested_;
+  const software_device& device_;
+  bool safe_;
+  findings found_;  // before the streams, whose work uses it
+  std::vector<software_stream> streams_;
+  std::optional<relocatable_stream_blocks> blocks_;
+  std::vector<kept> live_;
+  random_engine random_;
+  std::uint64_t uses_ = 0;
+};
+
+[[nodiscard]] stream_options settings_of(bool safe) {
+  stream_options settings = limited(mib);
+  settings.memory.capacity = 8 * mib;
+  settings.memory.on_bad_free = on_bad_free::count;
+  settings.safe_mode = safe;
+  settings.seal_bytes = 128 * kib;
+  return settings;
+}
+
+}  // namespace
+
+TEST_SUITE("stress") {
+
+TEST_CASE("whatever streams do, and whenever their work runs, contents go along") {
+  std::size_t moved = 0;
+  const std::uint64_t seeds = scaled(60);
+  for (std::uint64_t seed = 0; seed < seeds; ++seed) {
+    CAPTURE(seed);
+    for (const software_schedule schedule : {software_schedule::lazy, software_schedule::random, software_schedule::eager}) {
+      CAPTURE(static_cast<int>(schedule));
+      const software_device device(schedule, seed);
+      stream_pool tested(make_host_source(), device.driver(), settings_of(seed % 3 == 0));
+      relocation_workout work(tested, device, seed, seed % 3 == 0);
+      work.run(600);
+      work.end();
+      moved += work.moved;
+    }
+  }
+  MESSAGE("blocks moved: ", moved);
+  CHECK(moved > 100);
+}
+
+TEST_CASE("whichever call of the driver fails, once or from then on: nothing is lost, and all can be moved afterwards") {
+  fault_plan plan;
+  std::size_t points = 0;
+  std::size_t moved = 0;
+  for (const bool safe : {false, true}) {
+    for (const std::size_t more : {std::size_t{0}, std::size_t{3}, all_more}) {
+      points += for_each_fault(
+          plan, more,
+          [&](std::size_t k) {
+            CAPTURE(k);
+            CAPTURE(more);
+            CAPTURE(safe);
+            const software_device device(k % 2 == 0 ? software_schedule::lazy : software_schedule::random, k);
+            const auto driver = std::make_shared<failing_driver>(device.driver(), plan);
+            {
+              stream_pool tested(make_host_source(), driver, settings_of(safe));
+              relocation_workout work(tested, device, k, safe);
+              work.run(200);
+              plan.disarm();
+              work.end();
+              moved += work.moved;
+            }
+            CHECK(driver->events() == 0);
+          },
+          sanitized ? 16 : 1);
+    }
+  }
+  MESSAGE("calls of the driver that failed: ", points, "; blocks moved: ", moved);
+  CHECK(points > 100);
+  CHECK(moved > 100);
+}
+
+TEST_CASE("threads use, allocate and free blocks in streams of their own while others are moved, with workers") {
+  findings found;
+  const software_device device(software_schedule::workers);
+  stream_options settings = limited(16 * mib);
+  settings.memory.capacity = 64 * mib;
+  std::vector<software_stream> streams;
+  for (int i = 0; i < 5; ++i) streams.emplace_back(device);
+  stream_pool tested(make_host_source(), device.driver(), settings);
+  std::optional<relocatable_stream_blocks> blocks(std::in_place, tested);
+  std::atomic<bool> done = false;
+  std::atomic<std::size_t> moved = 0;
+  std::thread mover([&] {
+    for (std::size_t round = 0; !done.load(std::memory_order_relaxed); ++round) {
+      const stream_handle in = streams[3 + round % 2].handle();
+      blocks->begin({.bytes = 256 * kib});
+      for (auto moves = blocks->step(in); !moves.empty(); moves = blocks->step(in)) {
+        moved.fetch_add(moves.size(), std::memory_order_relaxed);
+        std::this_thread::yield();
+      }
+      blocks->end();
+    }
+  });
+  const std::size_t rounds = scaled(20000);
+  run_threads(3, [&](std::size_t index) {
+    random_engine random = make_random(index);
+    software_stream& in = streams[index];
+    std::vector<kept> own;
+    std::uint64_t uses = index;
+    const auto use = [&](kept& each) {
+      void* const address = blocks->pin(each.block, in.handle());
+      found.expect(address != nullptr, "a live handle could not be pinned");
+      if (address == nullptr) return;
+      uses += 3;
+      const std::uint64_t next = 1 + (uses << 24);
+      enqueue_use(in, address, blocks->size(each.block), each.seed, next, found);
+      blocks->unpin(each.block, in.handle());
+      each.seed = next;
+    };
+    for (std::size_t round = 0; round < rounds; ++round) {
+      if (round % 512 == 511) in.synchronize();  // the queue has no bound
+      if (own.size() < 200 && uniform(random, 0, 1) == 0) {
+        const relocatable block = blocks->try_allocate(log_uniform(random, 16, 20 * kib) / 8 * 8, in.handle());
+        if (block == relocatable::none) continue;
+        own.push_back({block, 0, index});
+        use(own.back());
+        continue;
+      }
+      if (own.empty()) continue;
+      const std::size_t at = uniform(random, 0, own.size() - 1);
+      if (uniform(random, 0, 7) == 0) {
+        found.expect(blocks->deallocate(own[at].block, in.handle()) == error::none, "a free was refused");
+        own[at] = own.back();
+        own.pop_back();
+        continue;
+      }
+      use(own[at]);
+    }
+    for (const kept& each : own)
+      found.expect(blocks->deallocate(each.block, in.handle()) == error::none, "a free was refused");
+  });
+  done.store(true, std::memory_order_relaxed);
+  mover.join();
+  CHECK(tested.synchronize());
+  blocks.reset();
+  ORDERLY_CHECK_FINDINGS(found);
+  MESSAGE("blocks moved: ", moved.load());
+  CHECK(moved.load() > 0);
+  check_idle(tested);
+}
+
+}  // TEST_SUITE
