@@ -40,14 +40,18 @@
 
 namespace orderly {
 
-using namespace detail;
-
-namespace {
+namespace detail {
 
 struct used_record : relocatable_record {
   atomic<std::uint64_t> users{0};  ///< bits of streams, and unknown_user
   atomic<std::uint64_t> step{0};   ///< the last one that copied from or to the block; written while it is marked
 };
+
+}  // namespace detail
+
+using namespace detail;
+
+namespace {
 
 /// A bit for each stream; streams share them where there are more than 63, so some are waited for in vain.
 constexpr unsigned user_bits = 63;

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -23,6 +25,8 @@
 #include "atomic.hpp"
 #include "orderly/orderly.h"
 #include "orderly/pool.hpp"
+#include "orderly/relocatable.hpp"
+#include "orderly/relocatable_streams.hpp"
 #include "orderly/software_stream.hpp"
 #include "orderly/stream_pool.hpp"
 #include "support/audit.hpp"
@@ -457,6 +461,158 @@ TEST_CASE("fork while others work in streams: the child's pool goes on in every 
   for (std::thread& each : others) each.join();
   CHECK(good == rounds);
   MESSAGE("children that went on with streams: ", good);
+  check_idle(tested);
+}
+
+TEST_CASE("fork while others move, use and free blocks: the child moves, uses and frees them, too") {
+  pool tested(options{.capacity = 16 * mib, .limit = 4 * mib, .on_bad_free = on_bad_free::count});
+  std::optional<relocatable_blocks> blocks(std::in_place, tested);
+  std::vector<relocatable> kept;
+  for (int i = 0; i < 800; ++i) {
+    const relocatable made = blocks->allocate(4000);
+    if (i % 2 == 0)
+      CHECK(blocks->deallocate(made) == error::none);
+    else
+      kept.push_back(made);
+  }
+  std::atomic<bool> done = false;
+  std::vector<std::thread> others;
+  others.emplace_back([&] {
+    while (!done.load(std::memory_order_relaxed)) {
+      const sanitizer_door shut;  // it takes memory of the program
+      blocks->begin({.moves = 4});
+      while (!blocks->step().empty()) {
+      }
+      blocks->end();
+    }
+  });
+  for (int index = 0; index < 2; ++index) {
+    others.emplace_back([&, index] {
+      random_engine random = make_random(static_cast<std::size_t>(index));
+      while (!done.load(std::memory_order_relaxed)) {
+        const relocatable made = blocks->try_allocate(log_uniform(random, 1, 8 * kib));
+        if (void* const at = blocks->pin(made)) *static_cast<char*>(at) = 1;
+        blocks->unpin(made);
+        static_cast<void>(blocks->deallocate(made));
+      }
+    });
+  }
+  const std::size_t rounds = scaled(200);
+  std::size_t good = 0;
+  for (std::size_t round = 0; round < rounds; ++round) {
+    good += in_child([&] {
+      bool right = true;
+      for (const relocatable each : kept) {
+        right = right && blocks->pin(each) != nullptr;
+        blocks->unpin(each);
+      }
+      blocks->begin();
+      while (!blocks->step().empty()) {
+      }
+      blocks->end();
+      for (const relocatable each : kept) right = right && blocks->deallocate(each) == error::none;
+      return right && blocks->try_allocate(4000) != relocatable::none;
+    });
+    if (round % 16 == 0) {  // there is something to move again
+      for (std::size_t i = round / 16 % 2; i < kept.size(); i += 2) {
+        CHECK(blocks->deallocate(kept[i]) == error::none);
+        kept[i] = blocks->allocate(4000);
+      }
+    }
+  }
+  done.store(true, std::memory_order_relaxed);
+  for (std::thread& each : others) each.join();
+  CHECK(good == rounds);
+  MESSAGE("children that went on with blocks that move: ", good);
+  blocks.reset();
+  check_idle(tested);
+}
+
+TEST_CASE("fork while others move, use and free blocks in streams; also in the middle of a free that waits for copies") {
+  /// In whose streams a wait takes its time once it is told to.
+  class lingering_driver final : public stream_driver {
+   public:
+    std::uint64_t identity(stream_handle stream) noexcept override { return reinterpret_cast<std::uintptr_t>(stream); }
+    bool is_per_thread(stream_handle) noexcept override { return false; }
+    std::uint64_t capture(stream_handle) noexcept override { return 0; }
+    event_handle record(stream_handle) noexcept override { return this; }
+    bool wait(stream_handle stream, event_handle) noexcept override {
+      if (stream == named(9) && !inside.exchange(true))
+        for (int i = 0; i < 1000; ++i) std::this_thread::yield();
+      return true;
+    }
+    event_status query(event_handle) noexcept override { return event_status::complete; }
+    bool synchronize(event_handle) noexcept override { return true; }
+    void release(event_handle) noexcept override {}
+    std::atomic<bool> inside = true;
+  };
+  const auto driver = std::make_shared<lingering_driver>();
+  stream_options settings;
+  settings.memory.capacity = 16 * mib;
+  settings.memory.limit = 4 * mib;
+  stream_pool tested(make_host_source(), driver, settings);
+  std::optional<relocatable_stream_blocks> blocks(std::in_place, tested, [](std::span<const relocation> moves, stream_handle) {
+    for (const relocation& each : moves) std::memcpy(each.to, each.from, each.bytes);
+    return true;
+  });
+  std::size_t good = 0;
+  const std::size_t rounds = scaled(100);
+  for (std::size_t round = 0; round < rounds; ++round) {
+    std::vector<relocatable> kept;
+    for (int i = 0; i < 800; ++i) kept.push_back(blocks->allocate(4000, named(1)));
+    for (std::size_t i = 0; i < kept.size(); i += 2) CHECK(blocks->deallocate(kept[i], named(1)) == error::none);
+    CHECK(tested.synchronize());
+    blocks->begin({.moves = 20});
+    static_cast<void>(blocks->step(named(2)));
+    const auto moves = blocks->step(named(2));
+    REQUIRE(moves.size() > 8);
+    // One makes a stream wait, under the mutex of events; another wants to free in a third, and a process forks.
+    driver->inside.store(false);
+    std::thread pins([&] {
+      static_cast<void>(blocks->pin(moves[0].block, named(9)));
+      blocks->unpin(moves[0].block, named(9));
+    });
+    REQUIRE(comes(driver->inside));
+    std::atomic<bool> frees_now = false;
+    std::thread frees([&] {
+      frees_now.store(true);
+      CHECK(blocks->deallocate(moves[1].block, named(3)) == error::none);
+    });
+    std::thread moves_on([&] {
+      const sanitizer_door shut;
+      static_cast<void>(blocks->step(named(2)));
+    });
+    REQUIRE(comes(frees_now));
+    good += in_child([&] {
+      bool right = true;
+      for (std::size_t i = 1; i < kept.size(); i += 2) {
+        const bool there = blocks->pin(kept[i], named(4)) != nullptr;
+        blocks->unpin(kept[i], named(4));
+        right = right && (there || kept[i] == moves[1].block);
+      }
+      blocks->begin();
+      while (!blocks->step(named(5)).empty()) {
+      }
+      blocks->end();
+      for (std::size_t i = 1; i < kept.size(); i += 2) {
+        const error code = blocks->deallocate(kept[i], named(4));
+        // What the others had in their hands they have in the child for ever.
+        right = right && (code == error::none || kept[i] == moves[0].block || kept[i] == moves[1].block);
+      }
+      return right;
+    });
+    pins.join();
+    frees.join();
+    moves_on.join();
+    blocks->end();
+    for (std::size_t i = 1; i < kept.size(); i += 2) static_cast<void>(blocks->deallocate(kept[i], named(1)));
+    static_cast<void>(tested.release_stream(named(9)));
+    static_cast<void>(tested.release_stream(named(3)));
+    CHECK(tested.stats().memory.allocated == 0);
+  }
+  CHECK(good == rounds);
+  MESSAGE("children that went on with blocks that move in streams: ", good);
+  blocks.reset();
   check_idle(tested);
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <new>
 #include <optional>
@@ -14,6 +15,8 @@
 #include "orderly/orderly.h"
 #include "orderly/pmr.hpp"
 #include "orderly/pool.hpp"
+#include "orderly/relocatable.hpp"
+#include "orderly/relocatable_streams.hpp"
 #include "orderly/software_stream.hpp"
 #include "orderly/stream_pool.hpp"
 #include "support/failing_driver.hpp"
@@ -171,6 +174,146 @@ TEST_CASE("a pool in stream order, its streams and its captures, whichever alloc
   }
   MESSAGE("allocations that failed, of a pool in stream order: ", points);
   CHECK(points > 50);
+}
+
+/// `step` is called until it returns no move; where it throws, it is called again. What could not be done is done later.
+template <class Begin, class Step>
+std::size_t move_all(const Begin& begin, const Step& step) {
+  std::size_t moved = 0;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    try {
+      lib(begin);
+      for (std::size_t moves = lib(step); moves != 0; moves = lib(step)) moved += moves;
+      break;
+    } catch (const std::bad_alloc&) {
+    }
+  }
+  return moved;
+}
+
+TEST_CASE("blocks that move, whichever allocation fails: each can be pinned, has its contents, and moves later") {
+  std::size_t points = 0;
+  std::size_t moved = 0;
+  for (const std::size_t more : both_ways) {
+    points += for_each_fault(memory_plan, more, [&](std::size_t k) {
+      CAPTURE(k);
+      CAPTURE(more);
+      pool tested(options{.capacity = 4 * mib, .limit = mib});
+      std::optional<relocatable_blocks> blocks;
+      try {
+        lib([&] { blocks.emplace(tested); });
+      } catch (const std::bad_alloc&) {
+        return;
+      }
+      std::vector<relocatable> all;
+      all.reserve(1024);
+      for (int i = 0; i < 256; ++i) {
+        const relocatable made = lib([&] { return blocks->try_allocate(4000); });
+        if (made != relocatable::none) all.push_back(made);
+      }
+      for (std::size_t i = 0; i < all.size(); ++i) {
+        *static_cast<std::size_t*>(blocks->pin(all[i])) = i;
+        blocks->unpin(all[i]);
+        if (i % 3 != 0) CHECK(lib([&] { return blocks->deallocate(all[i]); }) == error::none);
+      }
+      const auto begin = [&] { blocks->begin({.moves = 50}); };
+      const auto step = [&] { return blocks->step().size(); };
+      moved += move_all(begin, step);
+      memory_plan.disarm();
+      moved += move_all(begin, step);
+      for (std::size_t i = 0; i < all.size(); i += 3) {
+        const auto* const at = static_cast<const std::size_t*>(blocks->pin(all[i]));
+        CHECK(at != nullptr);
+        CHECK(*at == i);
+        blocks->unpin(all[i]);
+        CHECK(blocks->deallocate(all[i]) == error::none);
+      }
+      blocks.reset();
+      check_idle(tested);
+    }, sanitized ? 4 : 1);
+  }
+  MESSAGE("allocations that failed, of blocks that move: ", points, "; blocks moved: ", moved);
+  CHECK(points > 4);
+  CHECK(moved > 100);
+}
+
+TEST_CASE("blocks that move in stream order, whichever allocation fails") {
+  std::size_t points = 0;
+  std::size_t moved = 0;
+  for (const bool safe : {false, true}) {
+    for (const std::size_t more : both_ways) {
+      points += for_each_fault(memory_plan, more, [&](std::size_t k) {
+        CAPTURE(k);
+        CAPTURE(more);
+        CAPTURE(safe);
+        stream_options settings;
+        settings.memory.capacity = 4 * mib;
+        settings.memory.limit = mib;
+        settings.memory.on_bad_free = on_bad_free::count;
+        settings.safe_mode = safe;
+        std::optional<software_device> device(std::in_place, software_schedule::lazy);
+        fault_plan unused;
+        const auto driver = std::make_shared<failing_driver>(device->driver(), unused);
+        {
+          stream_pool tested(make_host_source(), driver, settings);
+          std::vector<software_stream> streams;
+          memory_plan.disarm();
+          for (int i = 0; i < 3; ++i) streams.emplace_back(*device);
+          memory_plan.arm(k, more);
+          std::optional<relocatable_stream_blocks> blocks;
+          try {
+            lib([&] { blocks.emplace(tested); });
+          } catch (const std::bad_alloc&) {
+            return;
+          }
+          std::vector<relocatable> all;
+          all.reserve(1024);
+          for (std::size_t i = 0; i < 256; ++i) {
+            const relocatable made = lib([&] { return blocks->try_allocate(4000, streams[0].handle()); });
+            if (made != relocatable::none) all.push_back(made);
+          }
+          std::vector<bool> live(all.size(), true);
+          const auto use = [&](std::size_t i, const std::function<void(std::size_t&)>& work) {
+            void* const at = lib([&] { return blocks->pin(all[i], streams[0].handle()); });
+            if (at == nullptr) return;
+            streams[0].enqueue([at, work] { work(*static_cast<std::size_t*>(at)); });
+            lib([&] { blocks->unpin(all[i], streams[0].handle()); });
+          };
+          std::size_t right = 0;
+          for (std::size_t i = 0; i < all.size(); ++i) {
+            use(i, [i](std::size_t& word) { word = i; });
+            if (i % 3 != 0) live[i] = lib([&] { return blocks->deallocate(all[i], streams[0].handle()); }) != error::none;
+          }
+          static_cast<void>(lib([&] { return tested.synchronize(); }));
+          const auto begin = [&] { blocks->begin({.moves = 50}); };
+          const auto step = [&] { return blocks->step(streams[1].handle()).size(); };
+          moved += move_all(begin, step);
+          memory_plan.disarm();
+          CHECK(device->driver()->synchronize_all());
+          CHECK(tested.synchronize());
+          moved += move_all(begin, step);
+          std::size_t there = 0;
+          for (std::size_t i = 0; i < all.size(); ++i) {
+            if (!live[i]) continue;
+            ++there;
+            // Where a use was refused for lack of memory there is no name in the block.
+            use(i, [&right, i](std::size_t& word) { right += word == i || word == 0; });
+            CHECK(blocks->deallocate(all[i], streams[0].handle()) == error::none);
+          }
+          CHECK(device->driver()->synchronize_all());
+          CHECK(right == there);
+          blocks.reset();
+          for (int round = 0; round < 3; ++round) CHECK(tested.synchronize());
+          CHECK(tested.stats().memory.allocated == 0);
+          CHECK(tested.stats().memory.bad_frees == 0);
+        }
+        CHECK(driver->events() == 0);
+      }, sanitized ? 8 : 1);
+    }
+  }
+  MESSAGE("allocations that failed, of blocks that move in stream order: ", points, "; blocks moved: ", moved);
+  CHECK(points > 10);
+  CHECK(moved > 100);
 }
 
 TEST_CASE("software devices and streams, whichever allocation fails") {

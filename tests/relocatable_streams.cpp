@@ -246,6 +246,128 @@ TEST_CASE("each step may have a stream of its own, also one that uses the blocks
   b.check_end(half);
 }
 
+TEST_CASE("whoever uses a block of an earlier step waits for that one's copies as well") {
+  set_bench b(3, 16 * mib, 4 * mib);
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  b.blocks->begin({.moves = 50});
+  const auto first = b.blocks->step(b[0]);
+  const auto second = b.blocks->step(b[1]);
+  REQUIRE(first.size() == 50);
+  REQUIRE(second.size() == 50);
+  for (kept& each : half) {
+    const auto is_it = [&](const relocation& m) { return m.block == each.block; };
+    // The order of the moves is all there is.
+    if (std::ranges::any_of(first, is_it) || std::ranges::any_of(second, is_it)) CHECK(b.use_as_ordered(each, 2));
+  }
+  CHECK(b.stream[2].synchronize());  // runs no more than it waits for
+  ORDERLY_CHECK_FINDINGS(b.found);
+  b.check_end(half);
+}
+
+TEST_CASE("old places are not used again before the copies, whoever takes them") {
+  set_bench b(3, 16 * mib, 4 * mib);
+  software_stream copies(b.device);
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  for (kept& each : half) CHECK(b.use(each, each.in));
+  b.blocks->begin();
+  REQUIRE(b.blocks->step(copies.handle()).size() > 100);
+  for (const std::size_t in : {1U, 2U}) {
+    std::vector<void*> taken;
+    while (void* const block = b.tested->try_allocate(4096, b[in])) {
+      taken.push_back(block);
+      enqueue_use(b.stream[in], block, 4096, 0, 5, b.found);
+    }
+    CHECK(taken.size() > 100);
+    CHECK(b.stream[in].synchronize());
+    for (void* const block : taken) b.tested->deallocate(block, 4096, b[in]);
+  }
+  CHECK(b.tested->release_stream(copies.handle()));
+  b.check_end(half);
+}
+
+TEST_CASE("blocks go to where other streams are still at work, behind that work") {
+  set_bench b(2, 16 * mib, 4 * mib);
+  software_stream copies(b.device);
+  std::vector<kept> all = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  std::vector<kept> half;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (i % 2 == 0) {
+      half.push_back(all[i]);
+      continue;
+    }
+    CHECK(b.use(all[i], 1));  // it writes late
+    CHECK(b.blocks->deallocate(all[i].block, b[1]) == error::none);
+  }
+  for (const kept& each : half) {  // in the other half's chunks, and in no stream but 0
+    CHECK(b.blocks->pin(each.block, b[0]) != nullptr);
+    b.blocks->unpin(each.block, b[0]);
+  }
+  CHECK(b.tested->try_allocate(3 * mib, b[0]) == nullptr);  // what was freed is everybody's from now on, behind an event
+  b.blocks->begin();
+  const auto moves = b.blocks->step(copies.handle());
+  REQUIRE(moves.size() > 100);
+  for (kept& each : half) {
+    if (std::ranges::any_of(moves, [&](const relocation& m) { return m.block == each.block; }))
+      CHECK(b.use_as_ordered(each, 0));
+  }
+  CHECK(b.stream[0].synchronize());  // runs no more than it waits for
+  CHECK(b.device.driver()->synchronize_all());
+  CHECK(b.tested->release_stream(copies.handle()));
+  b.check_end(half);
+}
+
+TEST_CASE("a block may be unpinned in another stream than it was pinned for, if that comes behind") {
+  set_bench b(3, 16 * mib, 4 * mib);
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  CHECK(b.device.driver()->synchronize_all());
+  for (kept& each : half) {
+    void* const address = b.blocks->pin(each.block, b[0]);
+    order(*b.device.driver(), b[0], b[1]);
+    const std::uint64_t next = 1 + (++b.uses << 24);
+    enqueue_use(b.stream[1], address, 4096, each.seed, next, b.found);
+    b.blocks->unpin(each.block, b[1]);
+    each.seed = next;
+    each.in = 1;
+  }
+  b.blocks->begin();
+  const auto moves = b.blocks->step(b[0]);
+  REQUIRE(moves.size() > 100);
+  for (kept& each : half) {
+    if (std::ranges::any_of(moves, [&](const relocation& m) { return m.block == each.block; }))
+      CHECK(b.use_as_ordered(each, 2));
+  }
+  CHECK(b.stream[2].synchronize());  // runs no more than it waits for
+  ORDERLY_CHECK_FINDINGS(b.found);
+  b.check_end(half);
+}
+
+TEST_CASE("a new stream waits for what another one has waited for whose place it has") {
+  set_bench b(1, 16 * mib, 4 * mib);
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  b.blocks->begin();
+  const auto moves = b.blocks->step(b[0]);
+  REQUIRE(moves.size() > 100);
+  for (int round = 0; round < 3; ++round) {
+    software_stream brief(b.device);
+    for (kept& each : half) {
+      if (each.block != moves[static_cast<std::size_t>(round)].block) continue;
+      void* const address = b.blocks->pin(each.block, brief.handle());
+      enqueue_use(brief, address, 4096, each.seed, each.seed, b.found);
+      b.blocks->unpin(each.block, brief.handle());
+    }
+    if (round == 2) CHECK(brief.synchronize());  // runs no more than it waits for
+    CHECK(b.tested->release_stream(brief.handle()));
+  }
+  ORDERLY_CHECK_FINDINGS(b.found);
+  CHECK(b.device.driver()->synchronize_all());
+  b.check_end(half);
+}
+
 TEST_CASE("limits bound each step, and pinned blocks stay") {
   set_bench b(2, 16 * mib, 4 * mib);
   std::vector<kept> half = b.fill_half(4096);
@@ -362,6 +484,8 @@ TEST_CASE("a stream that has ended is waited for like one that is there, until i
       const bool moved = std::ranges::any_of(moves, [&](const relocation& m) { return m.block == each.block; });
       if (moved) CHECK(b.use_as_ordered(each, 0));
     }
+    CHECK(b.stream[0].synchronize());  // runs no more than it waits for
+    ORDERLY_CHECK_FINDINGS(b.found);
     CHECK(b.device.driver()->synchronize_all());
     b.blocks->end();
     b.check_end(half);
@@ -407,6 +531,36 @@ TEST_CASE("a stream that ends without an event keeps its blocks where they are, 
   CHECK(b.tested->synchronize());
   CHECK(move_all(*b.blocks, b[0]) > 100);
   for (kept& each : half) each.in = 0;
+  b.check_end(half);
+}
+
+TEST_CASE("a stream that ends without an event while the device is waited for is no part of that") {
+  set_bench b(3, 16 * mib, 4 * mib);
+  std::vector<kept> half = b.fill_half(4096);
+  CHECK(b.tested->synchronize());
+  for (kept& each : half) CHECK(b.use(each, each.in));
+  b.doors().refuse_record = [&](stream_handle in) { return in == b[1]; };
+  CHECK_FALSE(b.tested->release_stream(b[1]));
+  b.doors().idle = [&] {
+    b.doors().idle = nullptr;
+    b.doors().refuse_record = [&](stream_handle in) { return in == b[2]; };
+    for (kept& each : half)
+      if (each.in == 2) CHECK(b.use(each, 2));
+    CHECK_FALSE(b.tested->release_stream(b[2]));
+    b.doors().refuse_record = nullptr;
+  };
+  static_cast<void>(b.tested->synchronize());
+  b.stream[1] = software_stream(b.device);
+  b.stream[2] = software_stream(b.device);
+  b.blocks->begin();
+  for (const relocation& each : b.blocks->step(b[0])) {
+    const auto at = std::ranges::find(half, each.block, &kept::block);
+    CHECK(at->in != 2);
+  }
+  CHECK(b.blocks->end().skipped > 50);
+  CHECK(b.tested->synchronize());
+  for (kept& each : half) each.in = 0;
+  CHECK(move_all(*b.blocks, b[0]) > 50);
   b.check_end(half);
 }
 
@@ -548,7 +702,13 @@ TEST_CASE("in a per-thread stream each use leaves an event, by which others move
       doors.refuse_record = nullptr;
       CHECK(b.tested->release_stream(doors.per_thread()));  // as at the thread's end, but for the stream, which goes first
     }).join();
-    for (kept& each : half) each.in = 0;
+    for (kept& each : half) {
+      each.in = 0;
+      const bool moved = std::ranges::any_of(moves, [&](const relocation& m) { return m.block == each.block; });
+      if (moved) CHECK(b.use_as_ordered(each, 0));
+    }
+    CHECK(b.stream[0].synchronize());  // runs no more than it waits for
+    ORDERLY_CHECK_FINDINGS(b.found);
     CHECK(move_all(*b.blocks, b[0]) > half.size() / 6);
     CHECK(b.device.driver()->synchronize_all());
     b.check_end(half);

@@ -53,10 +53,11 @@ struct relocation_statistics {
   std::size_t chunks = 0;   ///< of these, that hold no block now
 };
 
-/// Copies what a step moves, in whatever way suits the memory. False: it could not; then nothing of the step is moved.
+/// Copies what a step moves, in whatever way suits the memory. False: it could not; then nothing of the step is moved. It
+/// must not fork, not make or destroy a pool, and not call begin(), step() or end() of the set.
 using relocation_copier = std::function<bool(std::span<const relocation> moves)>;
 
-/// A set of relocatable blocks of one pool.
+/// A set of relocatable blocks of one pool; of a stream_pool: relocatable_streams.hpp.
 ///
 /// Thread safety: all functions but construction and destruction may be called at any time from any thread. begin(),
 /// step() and end() exclude each other; other functions of the set and of the pool go on meanwhile. Progress: pin and

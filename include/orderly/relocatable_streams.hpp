@@ -53,7 +53,7 @@ using stream_relocation_copier = std::function<bool(std::span<const relocation> 
 /// where they are until stream_pool::synchronize().
 class ORDERLY_API relocatable_stream_blocks {
  public:
-  /// The pool must live longer. `copy`: by default stream_driver::copy(). It must not fork, and not make or destroy a pool.
+  /// The pool must live longer. `copy`: by default stream_driver::copy(). As a relocation_copier, it must not fork.
   explicit relocatable_stream_blocks(stream_pool& of, stream_relocation_copier copy = nullptr);
   relocatable_stream_blocks(const relocatable_stream_blocks&) = delete;
   relocatable_stream_blocks& operator=(const relocatable_stream_blocks&) = delete;

@@ -148,6 +148,11 @@ TEST_CASE("the calls of each operation") {
         names{"cudaStreamGetCaptureInfo", "cudaStreamWaitEvent"});
   CHECK(calls_of([&] { CHECK(driver->query(event) == event_status::complete); }) == exchange_around_query);
   CHECK(calls_of([&] { driver->release(event); }).empty());
+  const int sent = 7;
+  int arrived = 0;
+  CHECK(calls_of([&] { CHECK(driver->copy(fresh.stream, &arrived, &sent, sizeof sent)); }) ==
+        names{"cudaStreamGetCaptureInfo", "cudaMemcpyAsync"});
+  CHECK(arrived == 7);
 }
 
 TEST_CASE("events are made on the driver's device; default streams are that device's; the caller's device comes back") {
@@ -192,6 +197,10 @@ TEST_CASE("a failure of orderly's own is cleared, an earlier error stays, and th
   CHECK(cudaPeekAtLastError() == cudaErrorLaunchOutOfResources);
 
   set_last_error(cudaSuccess);
+  stand_in.failures["cudaMemcpyAsync"] = cudaErrorInvalidValue;
+  char copied = 0;
+  CHECK_FALSE(driver->copy(fresh.stream, &copied, "7", 1));
+  CHECK(cudaPeekAtLastError() == cudaSuccess);
   stand_in.failures["cudaStreamWaitEvent"] = cudaErrorIllegalAddress;
   CHECK_FALSE(driver->wait(fresh.stream, event));
   CHECK(cudaPeekAtLastError() == cudaErrorIllegalAddress);

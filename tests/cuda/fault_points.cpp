@@ -24,6 +24,7 @@
 #include "orderly/cuda_kernel.hpp"
 #include "orderly/orderly_cuda.h"
 #include "orderly/pool.hpp"
+#include "orderly/relocatable_streams.hpp"
 #include "orderly/stream_pool.hpp"
 #include "support/process.hpp"
 #ifdef ORDERLY_SOFTWARE_CUDA
@@ -352,6 +353,73 @@ void use_kernels(scene& in) {
   check_idle(*made, first.get());
 }
 
+/// Blocks that move from stream to stream, and streams that end.
+void use_relocation(scene& in, bool safe_mode) {
+  const own_stream first;
+  const own_stream second;
+  constexpr std::size_t unit = 2048 * kib;  // what devices recommend
+  constexpr std::size_t bytes = unit / 4;
+  stream_options settings;
+  settings.memory.on_bad_free = on_bad_free::count;
+  settings.safe_mode = safe_mode;
+  const int on = device();
+  std::unique_ptr<memory_source> source;
+  std::shared_ptr<stream_driver> driver;
+  if (!in.did([&] { return (source = make_cuda_virtual_source(on, {.bytes = 4 * unit, .unit = unit})) != nullptr; })) return;
+  if (!in.did([&] { return (driver = make_cuda_stream_driver(on)) != nullptr; })) return;
+  std::optional<stream_pool> made;
+  if (!in.attempt([&] { made.emplace(std::move(source), std::move(driver), settings); })) return;
+  std::optional<relocatable_stream_blocks> blocks(std::in_place, *made);
+  std::vector<relocatable> live;
+  const auto free_all = [&] {
+    std::erase_if(live, [&](relocatable each) { return blocks->deallocate(each, first.get()) == error::none; });
+  };
+  const auto use = [&](relocatable block, cudaStream_t stream) {
+    void* address = nullptr;
+    if (!in.did([&] { return (address = blocks->pin(block, stream)) != nullptr; })) return;
+    static_cast<void>(cudaMemsetAsync(address, 1, bytes, stream));
+    blocks->unpin(block, stream);
+  };
+  const auto step = [&](cudaStream_t stream) {
+    in.attempt([&] {
+      static_cast<void>(blocks->step(stream));
+      if (blocks->last_step_failed()) throw std::runtime_error("orderly::stream_pool: a step failed");
+    });
+  };
+  for (int i = 0; i < 16; ++i) {
+    relocatable block = relocatable::none;
+    if (in.did([&] { return (block = blocks->try_allocate(bytes, first.get())) != relocatable::none; })) live.push_back(block);
+  }
+  for (std::size_t i = live.size(); i-- > 0;) {
+    if (i % 4 == 0 || !in.did([&] { return blocks->deallocate(live[i], first.get()) == error::none; })) continue;
+    live.erase(live.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  in.did([&] { return made->synchronize(); });
+  for (const relocatable each : live) use(each, first.get());
+  blocks->begin({.moves = 2});
+  step(second.get());
+  for (const relocatable each : live) use(each, first.get());
+  in.did([&] { return made->release_stream(second.get()); });
+  step(first.get());
+  for (const relocatable each : live) use(each, second.get());
+  static_cast<void>(blocks->end());
+  if (!in.is_over()) {
+    blocks.reset();
+    return;
+  }
+  CHECK(made->synchronize());
+  for (const relocatable each : live) use(each, first.get());
+  free_all();
+  CHECK(live.empty());
+  CHECK(made->synchronize());
+  blocks.reset();
+  CHECK(made->synchronize());
+  made->trim();
+  CHECK(made->stats().memory.allocated == 0);
+  CHECK(made->stats().memory.committed == 0);
+  CHECK(made->stats().memory.bad_frees == 0);
+}
+
 /// The C interface. Every failure has its text.
 void use_c(scene& in) {
   const own_stream first;
@@ -531,6 +599,11 @@ TEST_CASE("pools of each kind of memory, in each mode") {
 TEST_CASE("virtual memory") { each_point("virtual memory", use_virtual_memory); }
 
 TEST_CASE("leases and rings") { each_point("leases and rings", use_kernels); }
+
+TEST_CASE("blocks that move") {
+  each_point("blocks that move", [](scene& in) { use_relocation(in, false); });
+  each_point("blocks that move, safe mode", [](scene& in) { use_relocation(in, true); });
+}
 
 TEST_CASE("the C interface") { each_point("the C interface", use_c); }
 

@@ -1,10 +1,15 @@
 // Blocks that are moved while threads pin, free and allocate them, under every schedule: whoever has a block pinned has it
-// alone, its contents go along, and a handle that was freed names nothing.
+// alone, its contents go along, and a handle that was freed names nothing. In stream order: work on a block comes behind the
+// copies to it, copies behind all work on the old place, and whoever gets the old place behind both.
+#include <array>
+#include <functional>
 #include <map>
 #include <memory>
 
 #include "orderly/relocatable.hpp"
+#include "orderly/relocatable_streams.hpp"
 #include "sources.hpp"
+#include "streams.hpp"
 #include "support/audit.hpp"
 
 using namespace orderly;
@@ -22,6 +27,7 @@ struct of_blocks : scenario {
   relocatable first = relocatable::none;
   relocatable second = relocatable::none;
   std::map<const void*, int> contents;  ///< by address; uses of one are announced as of plain data
+  std::function<void(const relocation&)> moved;
 
   of_blocks() {
     options settings;
@@ -32,6 +38,7 @@ struct of_blocks : scenario {
         detail::reads_plain(each.from);
         detail::writes_plain(each.to);
         contents[each.to] = contents[each.from];
+        if (moved) moved(each);
       }
       return true;
     });
@@ -205,6 +212,31 @@ struct renamed : of_blocks {
   }
 };
 
+/// A record changes hands while a run begins: a step copies as many bytes as the new block has.
+struct resized : of_blocks {
+  resized() {
+    as_thread(1, [this] {
+      static_cast<void>(blocks->deallocate(second));
+      second = blocks->allocate(100);
+    });
+    moved = [this](const relocation& each) {
+      ORDERLY_EXPECT(each.bytes == blocks->size(each.block), "%zu bytes of %zu are copied", each.bytes,
+                     blocks->size(each.block));
+    };
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return move_all();
+    static_cast<void>(blocks->deallocate(second));
+    second = blocks->allocate(granule);
+    put(second, 1);
+  }
+  void check() override {
+    ORDERLY_EXPECT(has(second, 1) && has(first, signed_by), "the contents are lost");
+    check_idle();
+    ORDERLY_EXPECT(tested->stats().bad_frees == 0, "a block was freed with another's size");
+  }
+};
+
 /// A run begins while blocks come and go.
 struct planned_in_use : of_blocks {
   void thread(unsigned self) override {
@@ -238,6 +270,248 @@ struct planned_and_taken : of_blocks {
   }
 };
 
+/// Two chunks of four granules; in each, two blocks of stream 1 live: those in the second can be moved to the first. What was
+/// freed is done with.
+struct of_stream_blocks : of_streams {
+  std::unique_ptr<relocatable_stream_blocks> blocks;
+  std::array<relocatable, 4> block{};
+  std::map<const void*, int> contents;  ///< by address
+  relocation_limits limits;
+
+  explicit of_stream_blocks(const relocation_limits& within = {}) : limits(within) {
+    stream_options settings = silent();
+    settings.memory.chunk = 4 * granule;
+    settings.memory.capacity = 4 * settings.memory.chunk;
+    settings.memory.limit = 2 * settings.memory.chunk;
+    const std::size_t capacity = settings.memory.capacity;
+    const std::size_t chunk = settings.memory.chunk;
+    tested = std::make_unique<stream_pool>(std::make_unique<guarded>(book, chunk, capacity, by), streams, settings);
+    blocks = std::make_unique<relocatable_stream_blocks>(
+        *tested, [this](std::span<const relocation> moves, stream_handle in) { return copy(moves, in); });
+    as_thread(1, [&] {
+      std::array<relocatable, 8> all{};
+      for (relocatable& each : all) each = blocks->allocate(granule, at(1));
+      std::sort(all.begin(), all.end(), [&](relocatable a, relocatable b) { return place_of(a) < place_of(b); });
+      block = {all[0], all[1], all[4], all[5]};
+      for (const std::size_t i : {2U, 3U, 6U, 7U}) static_cast<void>(blocks->deallocate(all[i], at(1)));
+      for (unsigned i = 0; i < 4; ++i) put(block[i], 1, signed_by + static_cast<int>(i));
+    });
+    streams->finish_all();
+    static_cast<void>(tested->synchronize());
+    as_thread(0, [&] { blocks->begin(limits); });
+  }
+
+  void* place_of(relocatable of) {
+    void* const place = blocks->pin(of, at(1));
+    blocks->unpin(of, at(1));
+    return place;
+  }
+  /// The stream's work on the granule from now on comes behind all that used it.
+  void enter(const void* place, stream_handle in, const char* what) {
+    const std::size_t i = owners::granule_of(place);
+    const progress ordered = streams->before(in);
+    ORDERLY_EXPECT(ordered.covers(by.used[i]), "granule %zu is %s behind %llx, and was used by %llx", i, what,
+                   static_cast<unsigned long long>(ordered.bits()), static_cast<unsigned long long>(by.used[i].bits()));
+  }
+  bool copy(std::span<const relocation> moves, stream_handle in) {
+    for (const relocation& each : moves) {
+      detail::reads_plain(each.from);
+      detail::writes_plain(each.to);
+      enter(each.from, in, "copied from");
+      enter(each.to, in, "copied to");
+      const progress by_copy = streams->enqueue(in);
+      for (const void* const place : {each.from, each.to}) {
+        progress& used = by.used[owners::granule_of(place)];
+        used = used.join(by_copy);
+      }
+      contents[each.to] = contents[each.from];
+    }
+    return true;
+  }
+  /// False: the stream cannot be made to wait.
+  bool try_put(relocatable of, unsigned name, int value) {
+    error why = error::none;
+    void* const place = blocks->pin(of, at(name), &why);
+    ORDERLY_EXPECT((place != nullptr) == (why == error::none), "an address with an error, or neither");
+    ORDERLY_EXPECT(why == error::none || why == error::stream_failed, "a live block cannot be pinned: %d",
+                   static_cast<int>(why));
+    if (place == nullptr) return false;
+    detail::writes_plain(place);
+    enter(place, at(name), "used");
+    use(place, 1, name);
+    contents[place] = value;
+    blocks->unpin(of, at(name));
+    return true;
+  }
+  void put(relocatable of, unsigned name, int value) {
+    ORDERLY_EXPECT(try_put(of, name, value), "a stream is not made to wait");
+  }
+  bool has(relocatable of, unsigned name, int value) {
+    void* const place = blocks->pin(of, at(name));
+    if (place == nullptr) return false;
+    detail::reads_plain(place);
+    enter(place, at(name), "used");
+    use(place, 1, name);
+    const bool right = contents[place] == value;
+    blocks->unpin(of, at(name));
+    return right;
+  }
+  /// All are there for a stream that has waited for nothing but the program's own order; and everything comes back.
+  void check_all(const std::array<int, 4>& values, unsigned last_user = 1) {
+    streams->order(at(last_user), at(4));
+    for (unsigned i = 0; i < 4; ++i) ORDERLY_EXPECT(has(block[i], 4, values[i]), "the contents of block %u are lost", i);
+    for (const relocatable each : block)
+      ORDERLY_EXPECT(blocks->deallocate(each, at(4)) == error::none, "the free of a live block is refused");
+    end();
+  }
+  void end() {
+    streams->finish_all();
+    blocks.reset();
+    check_idle();
+  }
+};
+
+constexpr std::array<int, 4> as_signed = {signed_by, signed_by + 1, signed_by + 2, signed_by + 3};
+
+/// A stream copies what another one uses.
+struct copied_in_use : of_stream_blocks {
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(blocks->step(at(0)));
+    put(block[2], 1, 7);
+    ORDERLY_EXPECT(has(block[2], 1, 7), "the contents are another's");
+  }
+  void check() override { check_all({as_signed[0], as_signed[1], 7, as_signed[3]}); }
+};
+
+/// Two threads use in one stream what another stream has copied: one that need not wait relies on the other's wait.
+struct one_waits_for_both : of_stream_blocks {
+  one_waits_for_both() { as_thread(2, [&] { static_cast<void>(blocks->step(at(0))); }); }
+  void thread(unsigned self) override { put(block[2 + self], 1, 10 + static_cast<int>(self)); }
+  void check() override { check_all({as_signed[0], as_signed[1], 10, 11}); }
+};
+
+/// One frees what is just copied, and what comes next has its record.
+struct copied_and_freed : of_stream_blocks {
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(blocks->step(at(0)));
+    ORDERLY_EXPECT(blocks->deallocate(block[2], at(1)) == error::none, "the free of a live block is refused");
+    block[2] = blocks->allocate(granule, at(1));
+    put(block[2], 1, 9);
+  }
+  void check() override { check_all({as_signed[0], as_signed[1], 9, as_signed[3]}); }
+};
+
+/// Two free one block while it is copied, perhaps: one of them does.
+struct copied_and_freed_twice : of_stream_blocks {
+  std::array<error, 2> outcomes{};
+  copied_and_freed_twice() { as_thread(2, [&] { static_cast<void>(blocks->step(at(0))); }); }
+  void thread(unsigned self) override { outcomes[self] = blocks->deallocate(block[2], at(1)); }
+  void check() override {
+    ORDERLY_EXPECT((outcomes[0] == error::none) != (outcomes[1] == error::none), "%d and %d of two frees",
+                   static_cast<int>(outcomes[0]), static_cast<int>(outcomes[1]));
+    ORDERLY_EXPECT((outcomes[0] == error::stale_handle) != (outcomes[1] == error::stale_handle), "refused otherwise");
+    end();
+  }
+};
+
+/// Two streams copy a block each; whoever comes later waits for the last of them.
+struct copied_in_two : of_stream_blocks {
+  copied_in_two() : of_stream_blocks({.moves = 1}) {}
+  void thread(unsigned self) override { static_cast<void>(blocks->step(at(2 * self))); }
+  void check() override { check_all(as_signed); }
+};
+
+/// A stream ends in which the blocks were used.
+struct copied_and_released : of_stream_blocks {
+  bool moved = false;
+  void thread(unsigned self) override {
+    if (self == 0) {
+      moved = !blocks->step(at(0)).empty();
+      return;
+    }
+    put(block[2], 1, 6);
+    ORDERLY_EXPECT(tested->release_stream(at(1)), "an event is refused");
+  }
+  void check() override { check_all({as_signed[0], as_signed[1], 6, as_signed[3]}); }
+};
+
+/// The copying stream ends, and its event may have been refused; another waits for the copies.
+struct copier_released : of_stream_blocks {
+  copier_released() { streams->record_refusals = 1; }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      static_cast<void>(blocks->step(at(0)));
+      return static_cast<void>(tested->release_stream(at(0)));
+    }
+    static_cast<void>(try_put(block[2], 1, as_signed[2]));
+  }
+  void check() override {
+    if (!try_put(block[2], 1, as_signed[2])) {
+      ORDERLY_EXPECT(tested->synchronize(), "the pool cannot tell when work is done");
+      put(block[2], 1, as_signed[2]);
+    }
+    check_all(as_signed);
+  }
+};
+
+/// A new block is moved, whose memory is still used by what comes before it in its stream.
+struct copied_unused : of_stream_blocks {
+  copied_unused() {
+    as_thread(1, [&] {
+      put(block[2], 1, 3);
+      ORDERLY_EXPECT(blocks->deallocate(block[2], at(1)) == error::none, "the free of a live block is refused");
+      block[2] = blocks->allocate(granule, at(1));
+    });
+    as_thread(0, [&] { blocks->begin(limits); });
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(blocks->step(at(0)));
+    put(block[3], 1, 4);
+  }
+  void check() override {
+    put(block[2], 1, 5);
+    check_all({as_signed[0], as_signed[1], 5, 4});
+  }
+};
+
+/// An event or a wait is refused: nothing is moved where the order is not known, and nothing is lost.
+struct copied_without_event : of_stream_blocks {
+  copied_without_event() {
+    streams->record_refusals = 1;
+    streams->wait_refusals = 1;
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(blocks->step(at(0)));
+    static_cast<void>(try_put(block[2], 1, as_signed[2]));
+    static_cast<void>(try_put(block[3], 1, as_signed[3]));
+  }
+  void check() override { check_all(as_signed); }
+};
+
+/// What a step leaves behind is taken in another stream at once.
+struct old_place_taken : of_stream_blocks {
+  void* taken = nullptr;
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(blocks->step(at(0)));
+    put(block[2], 1, 5);
+    taken = allocate(4, 3);  // a chunk, which comes free if both were moved
+  }
+  void check() override {
+    if (taken != nullptr) free(taken, 4, 3);
+    check_all({as_signed[0], as_signed[1], 5, as_signed[3]});
+  }
+};
+
+/// A stream that was never seen before is noted by two threads at once, when a block that it uses was copied.
+struct noted_by_two : of_stream_blocks {
+  noted_by_two() {
+    as_thread(2, [&] { static_cast<void>(blocks->step(at(0))); });
+    streams->order(at(1), at(3));
+  }
+  void thread(unsigned self) override { put(block[2 + self], 3, 10 + static_cast<int>(self)); }
+  void check() override { check_all({as_signed[0], as_signed[1], 10, 11}, 3); }
+};
+
 const registered<moved_in_use> a1("relocation", "moved-in-use");
 const registered<moved_and_freed> a2("relocation", "moved-and-freed");
 const registered<freed_twice> b1("relocation", "freed-twice");
@@ -246,6 +520,18 @@ const registered<taken_at_once> c1("relocation", "taken-at-once");
 const registered<made_up> c2("relocation", "made-up");
 const registered<planned_and_taken> d2("relocation", "planned-and-taken", {.long_bound = 2});
 const registered<renamed> e1("relocation", "renamed", {.long_bound = 2});
+const registered<resized> e2("relocation", "resized", {.long_bound = 2});
 const registered<planned_in_use> d1("relocation", "planned-in-use", {.long_bound = 2});
+const registered<copied_in_use> f1("relocation", "copied-in-use", {.long_bound = 2});
+const registered<one_waits_for_both> f2("relocation", "one-waits-for-both", {.long_bound = 2});
+const registered<noted_by_two> f3("relocation", "noted-by-two", {.long_bound = 2});
+const registered<copied_and_freed> g1("relocation", "copied-and-freed", {.long_bound = 2});
+const registered<copied_and_freed_twice> g2("relocation", "copied-and-freed-twice", {.long_bound = 2});
+const registered<copied_unused> g3("relocation", "copied-unused", {.long_bound = 2});
+const registered<copied_in_two> h1("relocation", "copied-in-two", {.long_bound = 2});
+const registered<old_place_taken> h2("relocation", "old-place-taken", {.long_bound = 2});
+const registered<copied_and_released> i1("relocation", "copied-and-released", {.long_bound = 2});
+const registered<copier_released> i2("relocation", "copier-released", {.long_bound = 2});
+const registered<copied_without_event> i3("relocation", "copied-without-event", {.long_bound = 2});
 
 }  // namespace

@@ -47,7 +47,11 @@ class double_driver final : public stream_driver {
   }
   bool synchronize(event_handle event) noexcept override { return inner_->synchronize(event); }
   void release(event_handle event) noexcept override { inner_->release(event); }
-  bool synchronize_all() noexcept override { return inner_->synchronize_all(); }
+  bool synchronize_all() noexcept override {
+    const bool known = inner_->synchronize_all();
+    if (idle) idle();
+    return known;
+  }
   bool when_graph_is_gone(stream_handle stream, void (*gone)(void*), void* context) noexcept override {
     return inner_->when_graph_is_gone(named(stream), gone, context);
   }
@@ -67,6 +71,7 @@ class double_driver final : public stream_driver {
   std::function<bool()> fail_query;
   std::function<void(stream_handle)> recorded;
   std::function<void()> asked;
+  std::function<void()> idle;  ///< the device was, a moment ago
   std::function<void()> capture_asked;
   std::function<void()> identified;
 

@@ -1,0 +1,280 @@
+// Blocks of a device's memory that move in stream order. Runs on a device, and against the stand-in of software_cuda.cpp,
+// where a missing order is a data race.
+#include "orderly/relocatable_streams.hpp"
+
+#include <cuda_runtime_api.h>
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <random>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "orderly/cuda.hpp"
+#include "orderly/stream_pool.hpp"
+
+using namespace orderly;
+
+namespace {
+
+constexpr std::size_t kib = 1024;
+constexpr std::size_t mib = 1024 * kib;
+
+/// Outlives the pools that know it.
+class stream {
+ public:
+  stream() { REQUIRE(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking) == cudaSuccess); }
+  stream(const stream&) = delete;
+  stream& operator=(const stream&) = delete;
+  ~stream() {
+    CHECK(cudaStreamSynchronize(stream_) == cudaSuccess);
+    CHECK(cudaStreamDestroy(stream_) == cudaSuccess);
+  }
+  [[nodiscard]] cudaStream_t get() const noexcept { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+/// Bytes that host and device see.
+class bytes_of_host {
+ public:
+  explicit bytes_of_host(std::size_t count) {
+    REQUIRE(cudaHostAlloc(reinterpret_cast<void**>(&bytes_), count, cudaHostAllocPortable) == cudaSuccess);
+    std::memset(bytes_, 0, count);
+  }
+  bytes_of_host(const bytes_of_host&) = delete;
+  bytes_of_host& operator=(const bytes_of_host&) = delete;
+  ~bytes_of_host() { CHECK(cudaFreeHost(bytes_) == cudaSuccess); }
+  [[nodiscard]] unsigned char* at(std::size_t index) const noexcept { return bytes_ + index; }
+
+ private:
+  unsigned char* bytes_ = nullptr;
+};
+
+/// Work that stands in a stream until open().
+class gate {
+ public:
+  explicit gate(cudaStream_t in) {
+    const auto stand = [](void* self) {
+      while (!static_cast<gate*>(self)->open_.load(std::memory_order_acquire)) {
+      }
+    };
+    REQUIRE(cudaLaunchHostFunc(in, stand, this) == cudaSuccess);
+  }
+  gate(const gate&) = delete;
+  gate& operator=(const gate&) = delete;
+  ~gate() { open(); }
+  void open() noexcept { open_.store(true, std::memory_order_release); }
+
+ private:
+  std::atomic<bool> open_ = false;
+};
+
+[[nodiscard]] std::unique_ptr<memory_source> make_source() {
+  auto source = make_cuda_virtual_source(0, {.bytes = 64 * mib});
+  REQUIRE(source != nullptr);
+  return source;
+}
+
+/// First and last byte, to the host.
+void read_ends(relocatable_stream_blocks& blocks, relocatable block, cudaStream_t in, unsigned char* to) {
+  const auto* const address = static_cast<const unsigned char*>(blocks.pin(block, in));
+  REQUIRE(address != nullptr);
+  REQUIRE(cudaMemcpyAsync(to, address, 1, cudaMemcpyDefault, in) == cudaSuccess);
+  REQUIRE(cudaMemcpyAsync(to + 1, address + blocks.size(block) - 1, 1, cudaMemcpyDefault, in) == cudaSuccess);
+  blocks.unpin(block, in);
+}
+
+void write(relocatable_stream_blocks& blocks, relocatable block, cudaStream_t in, int value) {
+  void* const address = blocks.pin(block, in);
+  REQUIRE(address != nullptr);
+  REQUIRE(cudaMemsetAsync(address, value, blocks.size(block), in) == cudaSuccess);
+  blocks.unpin(block, in);
+}
+
+}  // namespace
+
+TEST_CASE("blocks move while their streams stand still; the calls return at once, contents follow, chunks come free") {
+  const stream user;
+  const stream reader;
+  const stream copies;
+  const bytes_of_host seen(512);
+  stream_pool tested(make_source(), make_cuda_stream_driver(0));
+  std::optional<relocatable_stream_blocks> blocks(std::in_place, tested);
+  std::vector<relocatable> all;
+  while (all.size() < 1000) {
+    const relocatable block = blocks->try_allocate(250 * kib, user.get());
+    if (block == relocatable::none) break;
+    all.push_back(block);
+  }
+  REQUIRE(all.size() > 200);
+  std::vector<relocatable> live;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (i % 4 == 0)
+      live.push_back(all[i]);
+    else
+      CHECK(blocks->deallocate(all[i], user.get()) == error::none);
+  }
+  CHECK(tested.synchronize());
+  const std::size_t committed = tested.stats().memory.committed;
+  {
+    gate held(user.get());
+    for (std::size_t i = 0; i < live.size(); ++i) write(*blocks, live[i], user.get(), static_cast<int>(i + 1));
+    blocks->begin({.bytes = 4 * mib});
+    std::set<relocatable> moved;
+    std::size_t steps = 0;
+    for (auto moves = blocks->step(copies.get()); !moves.empty(); moves = blocks->step(copies.get())) {
+      for (const relocation& each : moves) moved.insert(each.block);
+      ++steps;
+    }
+    CHECK_FALSE(blocks->last_step_failed());
+    CHECK(moved.size() > live.size() / 2);
+    CHECK(steps > 1);
+    // The reader is not ordered behind the user but by the moves.
+    for (std::size_t i = 0; i < live.size(); ++i)
+      if (moved.contains(live[i])) read_ends(*blocks, live[i], reader.get(), seen.at(2 * i));
+    held.open();
+    CHECK(cudaStreamSynchronize(reader.get()) == cudaSuccess);
+    for (std::size_t i = 0; i < live.size(); ++i) {
+      if (!moved.contains(live[i])) continue;
+      CHECK(*seen.at(2 * i) == static_cast<unsigned char>(i + 1));
+      CHECK(*seen.at(2 * i + 1) == static_cast<unsigned char>(i + 1));
+    }
+  }
+  CHECK(tested.synchronize());
+  for (std::size_t i = 0; i < live.size(); ++i) read_ends(*blocks, live[i], reader.get(), seen.at(2 * i));
+  CHECK(cudaStreamSynchronize(reader.get()) == cudaSuccess);
+  for (std::size_t i = 0; i < live.size(); ++i) {
+    CHECK(*seen.at(2 * i) == static_cast<unsigned char>(i + 1));
+    CHECK(*seen.at(2 * i + 1) == static_cast<unsigned char>(i + 1));
+  }
+  CHECK(blocks->end().chunks > 8);
+  tested.trim();
+  CHECK(tested.stats().memory.committed < committed / 2);
+  for (const relocatable each : live) CHECK(blocks->deallocate(each, reader.get()) == error::none);
+  CHECK(tested.synchronize());
+  blocks.reset();
+  CHECK(tested.stats().memory.allocated == 0);
+}
+
+TEST_CASE("threads write and read blocks in their streams while another moves them") {
+  constexpr std::size_t threads = 3;
+  std::vector<std::unique_ptr<stream>> streams;
+  for (std::size_t i = 0; i <= threads; ++i) streams.push_back(std::make_unique<stream>());
+  constexpr std::size_t each_has = 24;
+  const bytes_of_host seen(2 * threads * each_has);
+  stream_options settings;
+  settings.memory.limit = 32 * mib;
+  stream_pool tested(make_source(), make_cuda_stream_driver(0), settings);
+  std::optional<relocatable_stream_blocks> blocks(std::in_place, tested);
+  std::atomic<bool> done = false;
+  std::size_t moved = 0;
+  std::thread mover([&] {
+    while (!done.load()) {
+      blocks->begin({.bytes = 2 * mib});
+      for (auto moves = blocks->step(streams[threads]->get()); !moves.empty(); moves = blocks->step(streams[threads]->get()))
+        moved += moves.size();
+      blocks->end();
+    }
+  });
+  std::vector<std::size_t> wrong(threads);
+  std::vector<std::size_t> refused(threads);
+  std::vector<std::thread> at_work;
+  for (std::size_t self = 0; self < threads; ++self) {
+    at_work.emplace_back([&, self] {
+      cudaStream_t const in = streams[self]->get();
+      std::mt19937 random(static_cast<unsigned>(self));
+      std::vector<relocatable> own;
+      std::vector<unsigned char> values;
+      for (unsigned round = 0; round < 60; ++round) {
+        while (own.size() < each_has) {
+          const relocatable made = blocks->try_allocate((1 + random() % 255) * kib, in);
+          refused[self] += made == relocatable::none;
+          if (made == relocatable::none) break;
+          own.push_back(made);
+          values.push_back(static_cast<unsigned char>(random() % 255 + 1));
+          void* const address = blocks->pin(made, in);
+          static_cast<void>(cudaMemsetAsync(address, values.back(), blocks->size(made), in));
+          blocks->unpin(made, in);
+        }
+        for (std::size_t i = 0; i < own.size(); ++i) {
+          const auto* const address = static_cast<const unsigned char*>(blocks->pin(own[i], in));
+          unsigned char* const to = seen.at(2 * (self * each_has + i));
+          static_cast<void>(cudaMemcpyAsync(to, address, 1, cudaMemcpyDefault, in));
+          static_cast<void>(cudaMemcpyAsync(to + 1, address + blocks->size(own[i]) - 1, 1, cudaMemcpyDefault, in));
+          blocks->unpin(own[i], in);
+        }
+        if (cudaStreamSynchronize(in) != cudaSuccess) return;
+        for (std::size_t i = 0; i < own.size(); ++i) {
+          const unsigned char* const at = seen.at(2 * (self * each_has + i));
+          wrong[self] += at[0] != values[i] || at[1] != values[i];
+        }
+        for (std::size_t i = 0; i < own.size();) {
+          if (random() % 3 != 0) {
+            ++i;
+            continue;
+          }
+          wrong[self] += blocks->deallocate(own[i], in) != error::none;
+          own[i] = own.back();
+          own.pop_back();
+          values[i] = values.back();
+          values.pop_back();
+        }
+      }
+    });
+  }
+  for (std::thread& each : at_work) each.join();
+  done.store(true);
+  mover.join();
+  for (std::size_t self = 0; self < threads; ++self) {
+    CHECK(wrong[self] == 0);
+    CHECK(refused[self] < 60);
+  }
+  MESSAGE("blocks moved: ", moved);
+  CHECK(moved > 0);
+  CHECK(tested.synchronize());
+  blocks.reset();
+  CHECK(tested.stats().memory.allocated == 0);
+}
+
+TEST_CASE("the driver copies in each kind of memory, behind what is in the stream, and returns at once; not in captures") {
+  const auto driver = make_cuda_stream_driver(0);
+  REQUIRE(driver != nullptr);
+  for (int kind = 0; kind < 3; ++kind) {
+    CAPTURE(kind);
+    const stream in;
+    const bytes_of_host seen(1);
+    constexpr std::size_t bytes = 2 * mib;
+    const auto source = kind == 0   ? make_cuda_device_source(0, bytes)
+                        : kind == 1 ? make_cuda_pinned_source(bytes)
+                                    : make_cuda_managed_source(0, bytes);
+    auto* const memory = static_cast<unsigned char*>(source->reserve(bytes, 256));
+    REQUIRE(memory != nullptr);
+    REQUIRE(cudaMemsetAsync(memory, 7, bytes, in.get()) == cudaSuccess);
+    REQUIRE(cudaStreamSynchronize(in.get()) == cudaSuccess);
+    {
+      gate held(in.get());
+      REQUIRE(cudaMemsetAsync(memory, 9, mib, in.get()) == cudaSuccess);
+      CHECK(driver->copy(in.get(), memory + mib, memory, mib));
+      REQUIRE(cudaMemcpyAsync(seen.at(0), memory + bytes - 1, 1, cudaMemcpyDefault, in.get()) == cudaSuccess);
+      CHECK(*seen.at(0) == 0);
+      held.open();
+    }
+    REQUIRE(cudaStreamSynchronize(in.get()) == cudaSuccess);
+    CHECK(*seen.at(0) == 9);
+    REQUIRE(cudaStreamBeginCapture(in.get(), cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    CHECK_FALSE(driver->copy(in.get(), memory + mib, memory, mib));
+    cudaGraph_t graph = nullptr;
+    REQUIRE(cudaStreamEndCapture(in.get(), &graph) == cudaSuccess);
+    CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+    source->release(memory, bytes);
+  }
+  CHECK(cudaGetLastError() == cudaSuccess);
+}
