@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -120,6 +122,14 @@ class virtual_source final : public memory_source {
   [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override { return commit(address, bytes, 1); }
   [[nodiscard]] bool commit_together(void* address, std::size_t bytes) noexcept override {
     return commit(address, bytes, bytes / unit_);
+  }
+
+  void why_refused(char* text, std::size_t bytes) const noexcept override {
+    try {
+      std::snprintf(text, bytes, "%s", cuda_failure().c_str());  // of this thread
+    } catch (const std::bad_alloc&) {
+      if (bytes != 0) text[0] = '\0';
+    }
   }
 
   [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {

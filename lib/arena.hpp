@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 
 #include "annotate.hpp"
 #include "atomic.hpp"
@@ -56,6 +57,12 @@ class arena {
   /// True while a thread waits for the source: it holds what it holds, but it will get on. A look, from time to time, at a
   /// count: who came or left just now may be missed under any order.
   [[nodiscard]] bool in_source() const noexcept { return in_source_.load(relaxed) != 0; }
+
+  /// After a commit that the source refused to this thread: what it says of that.
+  void why_refused(std::span<char> text) const noexcept {
+    text[0] = '\0';
+    source_->why_refused(text.data(), text.size());
+  }
 
   /// After a fork, in the child: who was in the source is gone.
   void forget_source_calls() noexcept { in_source_.store(0, relaxed); }  // no other thread

@@ -99,11 +99,19 @@ using line = std::array<char, 512>;
 std::string bad_free::message() const { return message_of(*this).data(); }
 
 out_of_memory::out_of_memory(std::size_t requested, std::size_t committed, std::size_t limit) noexcept
-    : requested_(requested) {
+    : out_of_memory([&] {
+        memory_report r;
+        r.requested = requested;
+        r.committed = committed;
+        r.limit = r.capacity = limit;
+        return r;
+      }()) {}
+
+out_of_memory::out_of_memory(const memory_report& report) noexcept : report_(report) {
   std::snprintf(text_, std::size(text_),
                 "orderly: out of memory: %zu bytes requested, %zu committed, limit %zu; free blocks, raise the limit, or "
                 "set an out-of-memory handler",
-                requested, committed, limit);
+                report.requested, report.committed, report.limit);
 }
 
 bad_free_error::bad_free_error(const bad_free& report) : std::invalid_argument(report.message()), report_(report) {}

@@ -136,6 +136,11 @@ class lanes {
   /// True if nothing that is in the store now waits for an event any more.
   bool barriers_passed() noexcept;
 
+  /// Of a lane of these. The lane itself is not looked at.
+  [[nodiscard]] std::size_t index_of(const lane& of) const noexcept {
+    return static_cast<std::size_t>(reinterpret_cast<const place*>(&of) - table_.data());
+  }
+
   template <class Visit>
   void each(Visit visit) const {
     const std::uint32_t count = count_.load(acquire);  // bind()

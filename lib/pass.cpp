@@ -151,8 +151,12 @@ bool pool::state::reach_pass(std::unique_lock<pass_mutex>& lock) noexcept {
 /// From the store, up to the hard limit; for that what lies idle elsewhere is released. Lock-free, as its parts are.
 void* pool::state::allocate_or_trim(const request& wanted, front* mine, refusal& why) noexcept {
   void* block = allocate_direct(mine, wanted, ceiling::hard, why);
-  if (block == nullptr && why != refusal::no_node && trim_settled(commitment(wanted)) != 0)
-    block = allocate_direct(mine, wanted, ceiling::hard, why);
+  if (block == nullptr && why != refusal::no_node) {
+    const std::size_t released = trim_settled(commitment(wanted));
+    if (wanted.tried != nullptr) wanted.tried->released += released;
+    if (released != 0) block = allocate_direct(mine, wanted, ceiling::hard, why);
+  }
+  if (block == nullptr) tell(wanted, why);
   return block;
 }
 
@@ -163,6 +167,7 @@ void* pool::state::press(const request& wanted, front* mine) noexcept {
   const std::uint64_t arrived = passes_.load(seq_cst);  // before the lock: a pass with a higher number began later
   std::unique_lock lock(pass_mutex_, std::defer_lock);
   if (!reach_pass(lock)) {
+    if (wanted.tried != nullptr) wanted.tried->stopped_pass = true;
     const slow_section marked(*this, mine);
     reclaim_depots();
     refusal why = refusal::none;
@@ -171,8 +176,11 @@ void* pool::state::press(const request& wanted, front* mine) noexcept {
   // A pass that began after this request and refused no more than it asks for has refused it too. So of many threads
   // that queue up at the limit, few run a pass.
   if (refused_.pass > arrived && refused_.granules <= wanted.granules && refused_.order <= wanted.shape.order &&
-      refused_.in == wanted.in)  // a stream that captures is refused what another may have
+      refused_.in == wanted.in) {  // a stream that captures is refused what another may have
+    if (wanted.tried != nullptr) wanted.tried->shared_pass = true;
     return nullptr;
+  }
+  if (wanted.tried != nullptr) ++wanted.tried->passes;
   const std::uint64_t number = passes_.fetch_add(1, seq_cst) + 1;
   void* const block = press_locked(wanted, mine, lock);
   if (block == nullptr) refused_ = {number, wanted.granules, wanted.shape.order, wanted.in};
@@ -186,11 +194,13 @@ void* pool::state::press_locked(const request& wanted, front* mine, std::unique_
   for (int round = 0; round < most_rounds; ++round) {
     const activity before = watch(mine);
     const haul reclaimed = reclaim_caches(patience::brief);
+    if (wanted.tried != nullptr) wanted.tried->reclaimed += reclaimed.bytes;
     // What would go to a capture behind events can go nowhere before they have passed; unless this thread waits for them.
     settle_all(!captures(wanted.in) || lanes_->how().may_wait);
     if (void* const block = attempt()) return block;
     if (lanes_ != nullptr && lanes_->how().may_wait) {
       wait_for_streams(pass);
+      if (wanted.tried != nullptr) wanted.tried->waited = true;
       if (void* const block = attempt()) return block;
     }
     const activity after = watch(mine);
@@ -203,8 +213,11 @@ void* pool::state::press_locked(const request& wanted, front* mine, std::unique_
       const activity now = watch(mine);
       return now.steps != after.steps || !now.inside;
     };
-    while (!wait_for(patience::long_one, got_on))
-      if (!store_.memory().in_source()) return nullptr;  // stopped threads hold what they hold
+    while (!wait_for(patience::long_one, got_on)) {
+      if (store_.memory().in_source()) continue;
+      if (wanted.tried != nullptr) wanted.tried->stopped_thread = true;
+      return nullptr;  // stopped threads hold what they hold
+    }
   }
   return nullptr;
 }

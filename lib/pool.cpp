@@ -89,7 +89,7 @@ void pool::deallocate_or_throw(void* pointer, std::size_t bytes) {
 }
 
 checked_block pool::allocate_checked(std::size_t bytes, std::size_t alignment) {
-  if (state_ != nullptr && !state_->open_generations()) state_->throw_out_of_memory(bytes);
+  if (state_ != nullptr && !state_->open_generations()) state_->throw_out_of_memory(bytes, alignment);
   void* const block = allocate(bytes, alignment);
   return state_->give_handle(block);
 }
@@ -128,6 +128,9 @@ std::size_t pool::reserve(std::size_t bytes) noexcept { return state_ == nullptr
 std::size_t pool::defragment() noexcept { return state_ == nullptr ? 0 : state_->defragment(); }
 std::vector<tag_statistics> pool::tags() const {
   return state_ == nullptr ? std::vector<tag_statistics>() : state_->tags();
+}
+memory_report pool::report(std::size_t bytes) const noexcept {
+  return state_ == nullptr ? memory_report{} : state_->report(bytes);
 }
 statistics pool::stats() const noexcept { return state_ == nullptr ? statistics{} : state_->stats(); }
 

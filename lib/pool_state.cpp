@@ -164,18 +164,24 @@ void* pool::state::allocate_or_throw(std::size_t bytes, std::size_t alignment, l
   if (!aligns(alignment))
     invalid("alignment " + std::to_string(alignment) +
             " is not a power of two up to the chunk size (or, in a fixed buffer, the buffer's own)");
-  if (void* const block = allocate_slow(work_out(bytes, alignment, in))) return block;
-  throw_out_of_memory(bytes);
+  memory_report::attempts tried;
+  request wanted = work_out(bytes, alignment, in);
+  wanted.tried = &tried;
+  if (void* const block = allocate_slow(wanted)) return block;
+  throw_out_of_memory(bytes, alignment, &tried);
 }
 
-void pool::state::throw_out_of_memory(std::size_t bytes) const {
-  throw out_of_memory(bytes, store_.memory().committed(), shape().limit);
+void pool::state::throw_out_of_memory(std::size_t bytes, std::size_t alignment, const memory_report::attempts* tried) {
+  throw out_of_memory(report(std::max<std::size_t>(bytes, 1), alignment, tried));
 }
 
 void* pool::state::allocate_or_null(std::size_t bytes, std::size_t alignment, lane* in) noexcept {
   if (!aligns(alignment)) return nullptr;
+  memory_report::attempts tried;
+  request wanted = work_out(bytes, alignment, in);
+  if (settings_.on_out_of_memory) wanted.tried = &tried;  // it may ask for a report
   try {
-    return allocate_slow(work_out(bytes, alignment, in));
+    return allocate_slow(wanted);
   } catch (...) {  // the out-of-memory handler's
     return nullptr;
   }
@@ -185,6 +191,7 @@ pool::state::request pool::state::work_out(std::size_t bytes, std::size_t alignm
   request r;
   r.in = in;
   r.tag = this_thread_tag;
+  r.alignment = alignment;
   r.bytes = std::max<std::size_t>(bytes, 1);
   r.granules = ((r.bytes - 1) >> granule_shift_) + 1;
   if (alignment > shape().granule_bytes() && r.granules <= std::uint64_t{1} << shape().root_order) {
@@ -317,12 +324,33 @@ void* pool::state::allocate_once(const request& wanted) noexcept {
   return block != nullptr ? block : press(wanted, mine);
 }
 
+/// One may allocate in another pool, and that one's handler here.
+struct pool::state::handling {
+  std::uint64_t pool;
+  const request& refused;
+  const handling* outer;
+};
+thread_local constinit const pool::state::handling* pool::state::innermost_handling = nullptr;
+
+/// What kept a request from being served, for its report.
+void pool::state::tell(const request& wanted, refusal why) const noexcept {
+  if (wanted.tried == nullptr) return;
+  memory_report::attempts& tried = *wanted.tried;
+  tried.by_limit = tried.by_limit || why == refusal::hard_limit;
+  tried.by_order = tried.by_order || why == refusal::order;
+  if (why != refusal::source) return;
+  tried.by_source = true;
+  store_.memory().why_refused(tried.source_error);
+}
+
+memory_report pool::state::report(std::size_t bytes) noexcept {
+  const handling* here = innermost_handling;
+  while (here != nullptr && here->pool != serial()) here = here->outer;
+  if (here == nullptr || (bytes != 0 && bytes != here->refused.bytes)) return report(bytes, 1, nullptr);
+  return report(here->refused.bytes, here->refused.alignment, here->refused.tried);
+}
+
 void* pool::state::allocate_slow(const request& wanted) {
-  struct handling {  // of the pools whose handlers this thread is in: one may allocate in another pool, and that one's here
-    std::uint64_t pool;
-    const handling* outer;
-  };
-  thread_local constinit const handling* innermost = nullptr;
   struct refusal_count {  // also when the handler throws
     atomic<std::uint64_t>* counter;
     ~refusal_count() {
@@ -335,14 +363,15 @@ void* pool::state::allocate_slow(const request& wanted) {
       return block;
     }
     if (!settings_.on_out_of_memory) break;
-    const handling* same = innermost;
+    const handling* same = innermost_handling;
     while (same != nullptr && same->pool != serial()) same = same->outer;
     if (same != nullptr) break;
-    const handling here{serial(), innermost};
+    const handling here{serial(), wanted, innermost_handling};
     struct leaving {
       const handling* outer;
-      ~leaving() { innermost = outer; }
-    } const leave{std::exchange(innermost, &here)};
+      ~leaving() { innermost_handling = outer; }
+    } const leave{std::exchange(innermost_handling, &here)};
+    ++wanted.tried->handler_calls;  // where there is a handler, somebody asks
     if (!settings_.on_out_of_memory(wanted.bytes)) break;
   }
   return nullptr;
@@ -951,7 +980,7 @@ std::size_t pool::state::block_size(const void* pointer) const noexcept {
   return block.length;
 }
 
-void pool::state::visit(void (*report)(void*, const block_info&), void* context) const {
+void pool::state::visit(void (*show)(void*, const block_info&), void* context) const {
   store_.each_block([&](node n, block_word word) {
     if (word.state() == block_state::none) return;
     block_info info;
@@ -963,7 +992,7 @@ void pool::state::visit(void (*report)(void*, const block_info&), void* context)
       info.requested = info.bytes - word.unused();
       if (tags_.on()) info.tag = tag::of_number(tags_.at(shape().granule(n)));
     }
-    report(context, info);
+    show(context, info);
   });
 }
 

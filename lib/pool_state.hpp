@@ -92,7 +92,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] checked_block give_handle(void* block) noexcept;
   /// The first half of a free by handle; if it succeeds the caller frees the address, which nobody else does by this handle.
   [[nodiscard]] error end_handle(const checked_block& handle, std::size_t bytes, bad_free* report) noexcept;
-  [[noreturn]] void throw_out_of_memory(std::size_t bytes) const;
+  [[noreturn]] void throw_out_of_memory(std::size_t bytes, std::size_t alignment,
+                                        const memory_report::attempts* tried = nullptr);
   void call_handler(const bad_free& refused) const noexcept {
     if (settings_.on_bad_free) settings_.on_bad_free(refused);
   }
@@ -136,7 +137,12 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 
   [[nodiscard]] statistics stats() const noexcept;
   [[nodiscard]] std::vector<tag_statistics> tags() const;
-  void visit(void (*report)(void*, const block_info&), void* context) const;
+  /// `bytes` 0: of no request. `tried`: for the request that was refused.
+  [[nodiscard]] memory_report report(std::size_t bytes, std::size_t alignment,
+                                     const memory_report::attempts* tried) noexcept;
+  /// Inside of the pool's out-of-memory handler, on the thread that runs it: of the request that would be refused.
+  [[nodiscard]] memory_report report(std::size_t bytes) noexcept;
+  void visit(void (*show)(void*, const block_info&), void* context) const;
   [[nodiscard]] const detail::geometry& shape() const noexcept { return store_.shape(); }
 
   [[nodiscard]] bool contains(const void* pointer) const noexcept override;
@@ -158,6 +164,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
     std::size_t of_class = no_class;  ///< of the fronts; none: too large, or over-aligned
     detail::lane* in = nullptr;       ///< the stream that will use it
     std::uint16_t tag = 0;
+    std::size_t alignment = 1;
+    memory_report::attempts* tried = nullptr;  ///< to be told; null: nobody asks
   };
 
   /// What fronts and depots do with a class.
@@ -214,6 +222,10 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 
   void set_rules() noexcept;
   [[nodiscard]] request work_out(std::size_t bytes, std::size_t alignment, detail::lane* in) const noexcept;
+
+  /// The handler of a pool that this thread is in, for a request.
+  struct handling;
+  static thread_local constinit const handling* innermost_handling;
 
   /// Null: refused. Throws what the out-of-memory handler throws.
   [[nodiscard]] void* allocate_slow(const request& wanted);
@@ -327,6 +339,14 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] activity watch(const detail::front* mine) const noexcept;
   [[nodiscard]] std::uint64_t operations() const noexcept;
   [[nodiscard]] std::size_t commitment(const request& wanted) const noexcept;
+  void tell(const request& wanted, detail::refusal why) const noexcept;
+
+  // Reports; see pool_report.cpp.
+  [[nodiscard]] std::uint64_t largest_fit(std::uint64_t granules) const noexcept;
+  void add_free(memory_report& to) const noexcept;
+  void add_lanes(memory_report& to) const noexcept;
+  void add_tags(memory_report& to) const noexcept;
+  void advise(memory_report& to) const noexcept;
 
   // Hot: read-only after construction.
   std::byte* base_ = nullptr;

@@ -109,7 +109,7 @@ error stream_pool::try_deallocate(void* pointer, std::size_t bytes, stream_handl
 }
 
 checked_block stream_pool::allocate_checked(std::size_t bytes, std::size_t alignment, stream_handle stream) {
-  if (state_ != nullptr && !state_->core_.open_generations()) state_->core_.throw_out_of_memory(bytes);
+  if (state_ != nullptr && !state_->core_.open_generations()) state_->core_.throw_out_of_memory(bytes, alignment);
   void* const block = allocate(bytes, alignment, stream);
   return state_->core_.give_handle(block);
 }
@@ -216,6 +216,10 @@ void stream_pool::visit_blocks(void (*visit)(void*, const block_info&), void* co
 
 std::vector<tag_statistics> stream_pool::tags() const {
   return state_ == nullptr ? std::vector<tag_statistics>() : state_->core_.tags();
+}
+
+memory_report stream_pool::report(std::size_t bytes) const noexcept {
+  return state_ == nullptr ? memory_report{} : state_->core_.report(bytes);
 }
 
 stream_statistics stream_pool::stats() const noexcept {

@@ -17,6 +17,7 @@ import sys
 LAYERS = [
     ('words', [
         ['orderly/checked.hpp', 'orderly/export.h'],
+        ['orderly/report.hpp'],
         ['orderly/block_observer.hpp', 'orderly/error.hpp', 'orderly/tag.hpp', 'atomic.hpp', 'part_map.hpp',
          'reserved_array.hpp', 'size_class.hpp', 'uncancelled.hpp'],
         ['orderly/options.hpp', 'orderly/stats.hpp', 'block_word.hpp', 'free_list.hpp', 'generations.hpp',
@@ -63,6 +64,7 @@ PARTS = {
     'lib/divide.cpp': 'pool_state.hpp',
     'lib/lane_pass.cpp': 'pool_state.hpp',
     'lib/pass.cpp': 'pool_state.hpp',
+    'lib/pool_report.cpp': 'pool_state.hpp',
     'lib/source/fixed_buffer.cpp': 'orderly/source.hpp',
     'lib/source/host.cpp': 'orderly/source.hpp',
     'lib/source/source.cpp': 'orderly/source.hpp',

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "orderly/export.h"
+#include "orderly/report.hpp"
 
 namespace orderly {
 
@@ -63,15 +64,18 @@ struct bad_free {
   [[nodiscard]] ORDERLY_API std::string message() const;
 };
 
-/// Thrown by pool::allocate.
+/// Thrown by pool::allocate. what() is one line, report() the whole story.
 class ORDERLY_API out_of_memory : public std::bad_alloc {
  public:
+  /// Where there is no pool to report of: none could be made, say.
   out_of_memory(std::size_t requested, std::size_t committed, std::size_t limit) noexcept;
+  explicit out_of_memory(const memory_report& report) noexcept;
   [[nodiscard]] const char* what() const noexcept override { return text_; }
-  [[nodiscard]] std::size_t requested() const noexcept { return requested_; }
+  [[nodiscard]] std::size_t requested() const noexcept { return report_.requested; }
+  [[nodiscard]] const memory_report& report() const noexcept { return report_; }
 
  private:
-  std::size_t requested_;
+  memory_report report_;
   char text_[192];
 };
 

@@ -56,7 +56,7 @@ class ORDERLY_API pool {
 
   /// A block of at least `bytes` bytes (0 counts as 1), aligned to `alignment` (a power of two, at most the chunk
   /// size) and never less than to the granule.
-  /// Throws out_of_memory; std::invalid_argument when the alignment is not a power of two or above the chunk size;
+  /// Throws out_of_memory, whose making looks at each block of the pool as report() does; std::invalid_argument when the alignment is not a power of two or above the chunk size;
   /// whatever the out-of-memory handler throws.
   [[nodiscard]] void* allocate(std::size_t bytes);
   [[nodiscard]] void* allocate(std::size_t bytes, std::size_t alignment);
@@ -120,6 +120,11 @@ class ORDERLY_API pool {
   /// What each tag holds, of those that were ever used here; the one with most requested bytes first. Empty unless
   /// options::account_tags. Throws std::bad_alloc.
   [[nodiscard]] std::vector<tag_statistics> tags() const;
+
+  /// What a person needs who wants to know where the memory is, and what would make room for a request of `bytes`. Inside of
+  /// the out-of-memory handler, with 0 or the bytes that it was called for: of that request, with what was tried for it.
+  /// Takes no memory. Looks at each block, 10 ns or so each, so it is not for every second.
+  [[nodiscard]] memory_report report(std::size_t bytes = 0) const noexcept;
 
   /// Calls `visit(const block_info&)` for every block in address order, free and cached ones included. Each block is
   /// reported as it was at some instant of the call; at quiescence the blocks tile the pool's used range. `visit` must

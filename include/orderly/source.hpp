@@ -62,6 +62,10 @@ class ORDERLY_API memory_source {
     return commit(address, bytes);
   }
 
+  /// Why the last commit() of this thread was refused: one line into `text`, cut to `bytes`, a zero at its end. Asked on
+  /// the thread that was refused, right afterwards, for a report; sources that know nothing need not implement it.
+  virtual void why_refused(char* text, std::size_t bytes) const noexcept;
+
   /// Returns the range's physical memory. The contents are lost. False: refused, and the range stays committed.
   [[nodiscard]] virtual bool decommit(void* address, std::size_t bytes) noexcept = 0;
 };

@@ -185,6 +185,8 @@ class ORDERLY_API stream_pool {
   [[nodiscard]] stream_statistics stats() const noexcept;
   /// As pool's. What streams have freed is no tag's, whether it is everybody's yet or not.
   [[nodiscard]] std::vector<tag_statistics> tags() const;
+  /// As pool's; takes the mutex of passes.
+  [[nodiscard]] memory_report report(std::size_t bytes = 0) const noexcept;
 
   /// As pool::for_each_block.
   template <class Visitor, class = std::enable_if_t<std::is_invocable_v<Visitor&, const block_info&>>>

@@ -3,7 +3,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdint>
+#include <cstdio>
+
+#include "atomic.hpp"
 
 namespace orderly {
 namespace {
@@ -50,7 +54,15 @@ class host_source final : public memory_source {
   void release(void* address, std::size_t bytes) noexcept override { munmap(address, bytes); }
 
   [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
-    return !protected_ || mprotect(address, bytes, PROT_READ | PROT_WRITE) == 0;
+    if (!protected_ || mprotect(address, bytes, PROT_READ | PROT_WRITE) == 0) return true;
+    last_refusal_.store(errno, detail::relaxed);  // a look at the same call, or at another's
+    return false;
+  }
+
+  void why_refused(char* text, std::size_t bytes) const noexcept override {
+    const int code = last_refusal_.load(detail::relaxed);
+    std::snprintf(text, bytes, "mprotect: errno %d%s", code,
+                  code == ENOMEM ? ", no memory or too many ranges (vm.overcommit_memory, vm.max_map_count)" : "");
   }
 
   [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
@@ -73,6 +85,7 @@ class host_source final : public memory_source {
 
   std::size_t page_ = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   bool protected_;  ///< what is not committed cannot be touched
+  detail::atomic<int> last_refusal_{0};  ///< errno
 };
 
 }  // namespace
