@@ -6,6 +6,8 @@
 #include <exception>
 #include <memory>
 #include <stdexcept>
+#include <string>
+#include <utility>
 
 #include "c_api.hpp"
 #include "orderly/cuda.hpp"
@@ -48,6 +50,67 @@ std::unique_ptr<stream_pool> make_pool(int device, const orderly_options* given)
   return std::make_unique<stream_pool>(std::move(source), std::move(driver), settings);
 }
 
+std::unique_ptr<orderly::memory_source> make_source(int device, int kind, std::size_t capacity) {
+  switch (kind) {
+    case ORDERLY_CUDA_VIRTUAL:
+      return orderly::make_cuda_virtual_source(device, {.bytes = capacity});
+    case ORDERLY_CUDA_PINNED:
+      return orderly::make_cuda_pinned_source(capacity);
+    case ORDERLY_CUDA_MANAGED:
+      return orderly::make_cuda_managed_source(device, capacity);
+    default:
+      return orderly::make_cuda_device_source(device, capacity);
+  }
+}
+
+std::unique_ptr<stream_pool> make_pool_with(int device, int kind, const orderly_settings* given) {
+  constexpr const char* function = "orderly_pool_create_cuda_with";
+  std::size_t reserve = 0;
+  orderly::stream_options settings = orderly::c_api::options_of(given, function, reserve);
+  if (kind < ORDERLY_CUDA_DEVICE || kind > ORDERLY_CUDA_MANAGED)
+    throw std::invalid_argument(std::string(function) + ": " + std::to_string(kind) + " is no kind of memory");
+  settings.memory.on_bad_free = orderly::on_bad_free::count;  // the caller gets the code
+  auto source = make_source(device, kind, settings.memory.capacity);
+  auto driver = orderly::make_cuda_stream_driver(device);
+  if (source == nullptr || driver == nullptr) return nullptr;
+  auto made = std::make_unique<stream_pool>(std::move(source), std::move(driver), settings);
+  if (reserve != 0) made->reserve(reserve);
+  return made;
+}
+
+/// Gives what `make` makes a handle, or says why it cannot. `function`: of the C interface.
+template <class Make>
+int create(const char* function, int device, orderly_pool** pool, const Make& make) {
+  if (pool == nullptr) {
+    const failure_watch none;
+    return fail(orderly::error::invalid_argument, none, "%s: pool is null", function);
+  }
+  *pool = nullptr;
+  const failure_watch watch;
+  try {
+    std::unique_ptr<stream_pool> made = make();
+    if (made == nullptr)
+      return fail(
+          orderly::error::source_failed, watch,
+          "%s: there is no CUDA device %d here that has such memory: it is not among those that CUDA shows, or the "
+          "driver is missing or older than the CUDA runtime",
+          function, device);
+    *pool = orderly::c_api::enter(std::move(made));
+    if (*pool != nullptr) return ORDERLY_OK;
+    return fail(orderly::error::out_of_memory, watch, "%s: 1024 pools exist already", function);
+  } catch (const std::invalid_argument& e) {
+    return fail(orderly::error::invalid_argument, e.what());
+  } catch (const orderly::out_of_memory& e) {
+    return fail(
+        orderly::error::source_failed, watch,
+        "%s: device %d does not give %zu bytes in one piece, or the host has no memory for the pool's own data; lower "
+        "the capacity",
+        function, device, e.requested());
+  } catch (const std::exception& e) {
+    return fail(orderly::error::source_failed, e.what());
+  }
+}
+
 /// Runs an operation on the pool behind a handle. It gets the pool and a watch over what fails, and returns a code.
 template <class Operation>
 int with_streams(const orderly_pool* pool, const char* function, const Operation& operation) noexcept {
@@ -62,31 +125,11 @@ int with_streams(const orderly_pool* pool, const char* function, const Operation
 extern "C" {
 
 int orderly_pool_create_cuda(int device, const orderly_options* options, orderly_pool** pool) {
-  if (pool == nullptr) return fail(orderly::error::invalid_argument, "orderly_pool_create_cuda: pool is null");
-  *pool = nullptr;
-  const failure_watch watch;
-  try {
-    auto made = make_pool(device, options);
-    if (made == nullptr)
-      return fail(
-          orderly::error::source_failed, watch,
-          "orderly_pool_create_cuda: there is no CUDA device %d here: it is not among those that CUDA shows, or "
-          "the driver is missing or older than the CUDA runtime",
-          device);
-    *pool = orderly::c_api::enter(std::move(made));
-    if (*pool != nullptr) return ORDERLY_OK;
-    return fail(orderly::error::out_of_memory, "orderly_pool_create_cuda: 1024 pools exist already");
-  } catch (const std::invalid_argument& e) {
-    return fail(orderly::error::invalid_argument, e.what());
-  } catch (const orderly::out_of_memory& e) {
-    return fail(
-        orderly::error::source_failed, watch,
-        "orderly_pool_create_cuda: device %d does not give %zu bytes in one piece, or the host has no memory for "
-        "the pool's own data; lower the capacity",
-        device, e.requested());
-  } catch (const std::exception& e) {
-    return fail(orderly::error::source_failed, e.what());
-  }
+  return create("orderly_pool_create_cuda", device, pool, [&] { return make_pool(device, options); });
+}
+
+int orderly_pool_create_cuda_with(int device, int kind, const orderly_settings* settings, orderly_pool** pool) {
+  return create("orderly_pool_create_cuda_with", device, pool, [&] { return make_pool_with(device, kind, settings); });
 }
 
 void* orderly_allocate_async(orderly_pool* pool, size_t bytes, void* stream) {

@@ -3,18 +3,24 @@
 /// touching it.
 #include "c_api.hpp"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <memory>
+#include <new>
 #include <stdexcept>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "atomic.hpp"
 #include "orderly/orderly.h"
 #include "orderly/pool.hpp"
+#include "orderly/tag.hpp"
 
 namespace {
 
@@ -85,6 +91,50 @@ auto of_either(const place& at, const Operation& operation) {
 
 void ignore(const orderly::bad_free&) {}
 
+/// What a program of whichever version has set; the rest is zero. Throws std::invalid_argument.
+orderly_settings known_of(const orderly_settings* given, const char* function) {
+  orderly_settings known{};
+  if (given == nullptr) return known;
+  constexpr std::size_t most = 4096;
+  const std::size_t size = given->size;
+  if (size < sizeof size || size > most)
+    throw std::invalid_argument(std::string(function) + ": the settings' size is " + std::to_string(size) +
+                                "; set it to sizeof(orderly_settings)");
+  std::memcpy(&known, given, std::min(size, sizeof known));
+  for (std::size_t at = sizeof known; at < size; ++at) {
+    if (reinterpret_cast<const unsigned char*>(given)[at] != 0)
+      throw std::invalid_argument(std::string(function) + ": byte " + std::to_string(at) +
+                                  " of the settings is set, which belongs to a later version's");
+  }
+  return known;
+}
+
+int create_host(const orderly::options& given, std::size_t reserve, const char* function, orderly_pool** pool) {
+  orderly::options settings = given;
+  settings.on_bad_free = ignore;  // the caller gets the code
+  auto made = std::make_unique<orderly::pool>(settings);
+  if (reserve != 0) made->reserve(reserve);
+  *pool = enter(made.get(), nullptr);
+  if (*pool != nullptr) {
+    static_cast<void>(made.release());
+    return ORDERLY_OK;
+  }
+  std::snprintf(last_error.data(), last_error.size(), "%s: 1024 pools exist already", function);
+  return ORDERLY_ERROR_OUT_OF_MEMORY;
+}
+
+/// Runs it, and turns what it throws into a code.
+template <class Create>
+int created(const Create& create) {
+  try {
+    return create();
+  } catch (const std::invalid_argument& e) {
+    return fail(orderly::error::invalid_argument, e.what());
+  } catch (const std::exception& e) {
+    return fail(orderly::error::source_failed, e.what());
+  }
+}
+
 void say_no_block(const orderly::pool& of, std::size_t bytes, std::size_t alignment) noexcept {
   const bool possible = std::has_single_bit(alignment) && alignment <= of.chunk();
   std::snprintf(last_error.data(), last_error.size(), "orderly: no block of %zu bytes aligned to %zu: %s", bytes,
@@ -126,7 +176,40 @@ int find(const orderly_pool* handle, const char* function, stream_pool*& found) 
   return ORDERLY_ERROR_INVALID_ARGUMENT;
 }
 
+stream_options options_of(const orderly_settings* given, const char* function, std::size_t& reserve) {
+  const orderly_settings known = known_of(given, function);
+  stream_options settings;
+  options& memory = settings.memory;
+  memory.capacity = known.capacity;
+  memory.granule = known.granule;
+  memory.chunk = known.chunk;
+  memory.limit = known.limit;
+  memory.release_threshold = known.release_threshold;
+  memory.soft_limit = known.soft_limit;
+  if (known.slack != 0) memory.slack = known.slack < 0 ? 0 : known.slack;
+  memory.account_tags = known.account_tags != 0;
+  if (known.on_out_of_memory != nullptr)
+    memory.on_out_of_memory = [handler = known.on_out_of_memory, context = known.context](std::size_t bytes) {
+      return handler(bytes, context) != 0;
+    };
+  settings.safe_mode = known.safe_mode != 0;
+  settings.watch_captures = known.watch_captures != 0;
+  settings.wait_before_refusing = known.wait_before_refusing != 0;
+  settings.seal_bytes = known.seal_bytes;
+  reserve = known.reserve;
+  return settings;
+}
+
 void* allocate(stream_pool& in, std::size_t bytes, std::size_t alignment, stream_handle stream) noexcept {
+  void* const block = in.try_allocate(bytes, alignment, stream);
+  if (block != nullptr) [[likely]]
+    return block;
+  if ((alignment == 1 || alignment == in.granule()) && in.serves(stream)) {
+    // Rather than an exception with its report: a program may come here often, where memory is short.
+    const statistics now = in.stats().memory;
+    fail(error::out_of_memory, out_of_memory(bytes, now.committed, now.limit).what());
+    return nullptr;
+  }
   try {
     return in.allocate(bytes, alignment, stream);
   } catch (const std::exception& e) {
@@ -150,7 +233,7 @@ extern "C" {
 int orderly_pool_create_host(const orderly_options* given, orderly_pool** pool) {
   if (pool == nullptr) return fail(orderly::error::invalid_argument, "orderly_pool_create_host: pool is null");
   *pool = nullptr;
-  try {
+  return created([&] {
     orderly::options settings;
     if (given != nullptr) {
       settings.capacity = given->capacity;
@@ -158,19 +241,20 @@ int orderly_pool_create_host(const orderly_options* given, orderly_pool** pool) 
       settings.chunk = given->chunk;
       settings.limit = given->limit;
     }
-    settings.on_bad_free = ignore;  // the caller gets the code
-    auto made = std::make_unique<orderly::pool>(settings);
-    *pool = enter(made.get(), nullptr);
-    if (*pool != nullptr) {
-      static_cast<void>(made.release());
-      return ORDERLY_OK;
-    }
-    return fail(orderly::error::out_of_memory, "orderly_pool_create_host: 1024 pools exist already");
-  } catch (const std::invalid_argument& e) {
-    return fail(orderly::error::invalid_argument, e.what());
-  } catch (const std::exception& e) {
-    return fail(orderly::error::source_failed, e.what());
-  }
+    return create_host(settings, 0, "orderly_pool_create_host", pool);
+  });
+}
+
+int orderly_pool_create_host_with(const orderly_settings* given, orderly_pool** pool) {
+  if (pool == nullptr) return fail(orderly::error::invalid_argument, "orderly_pool_create_host_with: pool is null");
+  *pool = nullptr;
+  return created([&] {
+    constexpr const char* function = "orderly_pool_create_host_with";
+    std::size_t reserve = 0;
+    orderly::options settings = orderly::c_api::options_of(given, function, reserve).memory;
+    if (known_of(given, function).slack == 0) settings.slack = orderly::options{}.slack;  // streams' is another
+    return create_host(settings, reserve, function, pool);
+  });
 }
 
 void orderly_pool_destroy(orderly_pool* pool) {
@@ -258,6 +342,15 @@ int orderly_trim(orderly_pool* pool, size_t keep_bytes) {
   return ORDERLY_OK;
 }
 
+int orderly_reserve(orderly_pool* pool, size_t bytes, size_t* committed) {
+  if (committed != nullptr) *committed = 0;
+  const place* const found = find(pool);
+  if (found == nullptr) return fail(orderly::error::pool_gone);
+  const std::size_t now = of_either(*found, [=](auto& of) { return of.reserve(bytes); });
+  if (committed != nullptr) *committed = now;
+  return ORDERLY_OK;
+}
+
 size_t orderly_block_size(const orderly_pool* pool, const void* pointer) {
   const place* const found = find(pool);
   return found == nullptr ? 0 : of_either(*found, [=](auto& of) { return of.block_size(pointer); });
@@ -277,6 +370,49 @@ int orderly_pool_stats(const orderly_pool* pool, orderly_stats* stats) {
   *stats = {s.requested, s.allocated, s.cached, s.committed, s.peak_requested, s.peak_committed, s.capacity,
             s.allocations, s.frees, s.failed, s.bad_frees, s.passes};
   return ORDERLY_OK;
+}
+
+orderly_tag orderly_tag_named(const char* name) { return orderly::tag(name == nullptr ? "" : name).number(); }
+
+const char* orderly_tag_name(orderly_tag tag) { return orderly::tag::of_number(tag).name(); }
+
+orderly_tag orderly_tag_set(orderly_tag tag) {
+  return orderly::tag::exchange(orderly::tag::of_number(tag)).number();
+}
+
+size_t orderly_pool_tags(const orderly_pool* pool, orderly_tag_stats* stats, size_t count) {
+  const place* const found = find(pool);
+  if (found == nullptr) {
+    fail(orderly::error::pool_gone);
+    return 0;
+  }
+  try {
+    const std::vector<orderly::tag_statistics> all = of_either(*found, [](auto& of) { return of.tags(); });
+    for (std::size_t i = 0; stats != nullptr && i < std::min(count, all.size()); ++i) {
+      const orderly::tag_statistics& each = all[i];
+      stats[i] = {each.tag.name(),  each.requested, each.allocated,   each.peak_requested,
+                  each.allocations, each.frees,     each.tag.number()};
+    }
+    if (all.empty())
+      fail(orderly::error::invalid_argument,
+           "orderly_pool_tags: no tag was used, or the pool was created without orderly_settings.account_tags");
+    return all.size();
+  } catch (const std::bad_alloc&) {
+    fail(orderly::error::out_of_memory, "orderly_pool_tags: no memory for the list");
+    return 0;
+  }
+}
+
+size_t orderly_report(const orderly_pool* pool, size_t requested, char* text, size_t bytes) {
+  static_assert(static_cast<std::size_t>(ORDERLY_REPORT_BYTES) == orderly::memory_report::most_text);
+  if (text == nullptr) bytes = 0;
+  if (bytes != 0) text[0] = '\0';
+  const place* const found = find(pool);
+  if (found == nullptr) {
+    fail(orderly::error::pool_gone);
+    return 0;
+  }
+  return of_either(*found, [=](auto& of) { return of.report(requested).print(text, bytes); });
 }
 
 const char* orderly_strerror(int code) { return orderly::to_string(static_cast<orderly::error>(code)); }

@@ -18,6 +18,11 @@ namespace orderly::c_api {
 /// Gives the pool a handle, which owns it from now on. Null: as many pools exist as there can be, and the pool is gone.
 [[nodiscard]] ORDERLY_API orderly_pool* enter(std::unique_ptr<stream_pool> made) noexcept;
 
+/// What a program of whichever version has set. `settings`: null for the defaults; `reserve` is what it asks for of
+/// orderly_reserve. `function` is the caller's name, for the message. Throws std::invalid_argument.
+[[nodiscard]] ORDERLY_API stream_options options_of(const orderly_settings* settings, const char* function,
+                                                    std::size_t& reserve);
+
 /// Finds the pool in stream order behind a handle. Else a code that fail() has been told: the pool is gone, or it is
 /// one without streams. `function` is the caller's name, for the message.
 [[nodiscard]] ORDERLY_API int find(const orderly_pool* handle, const char* function, stream_pool*& found) noexcept;

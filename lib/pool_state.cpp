@@ -161,6 +161,8 @@ bool pool::state::aligns(std::size_t alignment) const noexcept {
 }
 
 void* pool::state::allocate_or_throw(std::size_t bytes, std::size_t alignment, lane* in) {
+  if (!hot_path_looks() && aligned_by_granule(alignment))
+    if (void* const block = allocate_in_front(in, bytes)) return block;
   if (!aligns(alignment))
     invalid("alignment " + std::to_string(alignment) +
             " is not a power of two up to the chunk size (or, in a fixed buffer, the buffer's own)");
@@ -176,6 +178,8 @@ void pool::state::throw_out_of_memory(std::size_t bytes, std::size_t alignment, 
 }
 
 void* pool::state::allocate_or_null(std::size_t bytes, std::size_t alignment, lane* in) noexcept {
+  if (!hot_path_looks() && aligned_by_granule(alignment))
+    if (void* const block = allocate_in_front(in, bytes)) return block;
   if (!aligns(alignment)) return nullptr;
   memory_report::attempts tried;
   request wanted = work_out(bytes, alignment, in);
@@ -400,8 +404,7 @@ bool pool::state::accepts(const block_store::found& block, std::size_t bytes) co
 
 error pool::state::deallocate_slow(void* pointer, std::size_t bytes, bad_free* report, lane* in) noexcept {
   if (pointer == nullptr) return error::none;
-  // The hot path has looked, where it may.
-  if ((!asymmetric_barrier::available() || tags_.on()) && deallocate_in_front(in, pointer, bytes)) return error::none;
+  if (!hot_path_looks() && deallocate_in_front(in, pointer, bytes)) return error::none;
   if (return_home(in, pointer, bytes)) return error::none;
   front* const mine = captures(in) ? nullptr : this_front(in);
   const auto offset = store_.memory().offset(pointer);

@@ -209,6 +209,10 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   template <class Stay, class FindFront, class Otherwise>
   [[gnu::always_inline]] error deallocate_here(const FindFront& find, void* pointer, std::size_t bytes,
                                                const Otherwise& otherwise);
+  /// False: the hot path leaves everything to the slow one, which may begin with the same work.
+  [[nodiscard]] bool hot_path_looks() const noexcept {
+    return detail::asymmetric_barrier::available() && !tags_.on();
+  }
   [[nodiscard]] void* allocate_in_front(detail::lane* in, std::size_t bytes) noexcept;
   [[nodiscard]] bool deallocate_in_front(detail::lane* in, void* pointer, std::size_t bytes) noexcept;
 

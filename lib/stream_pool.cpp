@@ -186,6 +186,8 @@ bool stream_pool::stream_synchronize(stream_handle stream) noexcept {
   return in != nullptr && state_->core_.synchronize(in);
 }
 
+bool stream_pool::serves(stream_handle stream) noexcept { return state_ != nullptr && state_->find(stream) != nullptr; }
+
 bool stream_pool::synchronize() noexcept { return state_ != nullptr && state_->core_.synchronize(nullptr); }
 
 std::size_t stream_pool::trim(std::size_t keep_bytes) noexcept {

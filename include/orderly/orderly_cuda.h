@@ -32,6 +32,19 @@ extern "C" {
  * an option is out of range. ORDERLY_ERROR_OUT_OF_MEMORY: 1024 pools exist. On an error *pool is null. */
 ORDERLY_API int orderly_pool_create_cuda(int device, const orderly_options *options, orderly_pool **pool);
 
+/* Kinds of device memory; see orderly/cuda.hpp. */
+enum {
+  ORDERLY_CUDA_DEVICE = 0,  /* one cudaMalloc, there from the start */
+  ORDERLY_CUDA_VIRTUAL = 1, /* grows and shrinks with the pool; capacity 0: all of the device's memory */
+  ORDERLY_CUDA_PINNED = 2,  /* page-locked host memory; the capacity must be given */
+  ORDERLY_CUDA_MANAGED = 3  /* managed memory; the capacity must be given */
+};
+
+/* The same with all options and a kind of memory. A wrong size of settings, or a kind that is none of these:
+ * ORDERLY_ERROR_INVALID_ARGUMENT. */
+ORDERLY_API int orderly_pool_create_cuda_with(int device, int kind, const orderly_settings *settings,
+                                              orderly_pool **pool);
+
 /* A block of at least `bytes` bytes (0 counts as 1), aligned to the granule, for work that enters `stream` from now on.
  * Null: out of memory, or as orderly_last_error tells. */
 ORDERLY_API void *orderly_allocate_async(orderly_pool *pool, size_t bytes, void *stream);

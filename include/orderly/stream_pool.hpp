@@ -178,6 +178,10 @@ class ORDERLY_API stream_pool {
   /// As pool::defragment; blocks that a stream may still use do not merge.
   std::size_t defragment() noexcept;
 
+  /// The handle names a stream, and there is room for it among the pool's streams. False: allocate() in it would throw
+  /// std::invalid_argument.
+  [[nodiscard]] bool serves(stream_handle stream) noexcept;
+
   [[nodiscard]] std::size_t granule() const noexcept;
   [[nodiscard]] std::size_t capacity() const noexcept;
   [[nodiscard]] bool owns(const void* pointer) const noexcept;
