@@ -155,14 +155,16 @@ stream_pool* owner_of(const void* pointer, int& device) noexcept {
   return nullptr;
 }
 
-[[noreturn]] void throw_out_of_memory(const stream_pool& of, std::size_t size, int device, const failure_watch& watch) {
+[[noreturn]] void throw_out_of_memory(const stream_pool& of, std::size_t size, int device, const failure_watch& watch,
+                                      const orderly::memory_report& report) {
   const orderly::stream_statistics now = of.stats();
   throw std::runtime_error(
       "CUDA out of memory. orderly: " + std::to_string(size) + " bytes were asked for on device " +
       std::to_string(device) + ". Its pool has " + std::to_string(now.memory.capacity) +
       " bytes: " + std::to_string(now.memory.allocated) + " in use (" + std::to_string(now.memory.requested) +
       " requested), " + std::to_string(now.held) +
-      " freed in streams that are not done with them. Free tensors, or raise ORDERLY_TORCH_CAPACITY" + watch.text());
+      " freed in streams that are not done with them. Free tensors, or raise ORDERLY_TORCH_CAPACITY" + watch.text() +
+      "\n" + report.message());
 }
 
 }  // namespace
@@ -175,8 +177,8 @@ void* orderly_torch_alloc(std::size_t size, int device, void* stream) {
   const failure_watch watch;
   try {
     return of.allocate(size, stream);
-  } catch (const orderly::out_of_memory&) {
-    throw_out_of_memory(of, size, device, watch);
+  } catch (const orderly::out_of_memory& e) {
+    throw_out_of_memory(of, size, device, watch, e.report());
   } catch (const std::invalid_argument& e) {
     throw std::runtime_error(e.what() + watch.text());
   }

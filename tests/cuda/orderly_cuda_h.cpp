@@ -156,6 +156,49 @@ TEST_CASE("the options reach the pool; a limit lowers the capacity, and the chun
   orderly_pool_destroy(pool);
 }
 
+TEST_CASE("all options, and each kind of memory") {
+  orderly_settings settings{};
+  settings.size = sizeof settings;
+  settings.capacity = 16 * mib;
+  settings.granule = 1024;
+  settings.account_tags = 1;
+  settings.wait_before_refusing = 1;
+  for (const int kind : {ORDERLY_CUDA_DEVICE, ORDERLY_CUDA_VIRTUAL, ORDERLY_CUDA_PINNED, ORDERLY_CUDA_MANAGED}) {
+    CAPTURE(kind);
+    settings.reserve = kind == ORDERLY_CUDA_VIRTUAL ? 4 * mib : 0;
+    orderly_pool* pool = nullptr;
+    REQUIRE_MESSAGE(orderly_pool_create_cuda_with(0, kind, &settings, &pool) == ORDERLY_OK, orderly_last_error());
+    orderly_stats stats;
+    REQUIRE(orderly_pool_stats(pool, &stats) == ORDERLY_OK);
+    CHECK(stats.capacity == 16 * mib);
+    CHECK(stats.committed == (kind == ORDERLY_CUDA_VIRTUAL ? 4 * mib : 16 * mib));
+    const orderly_tag before = orderly_tag_set(orderly_tag_named("weights"));
+    void* const block = orderly_allocate_async(pool, 1, nullptr);
+    CHECK(orderly_tag_set(before) == orderly_tag_named("weights"));
+    CHECK(orderly_block_size(pool, block) == 1024);
+    orderly_tag_stats tags[2];
+    CHECK(orderly_pool_tags(pool, tags, 2) == 1);
+    CHECK(tags[0].allocated == 1024);
+    CHECK(orderly_allocate_async(pool, 16 * mib, nullptr) == nullptr);
+    CHECK(last_error_has("out of memory: 16777216 bytes requested"));
+    CHECK(orderly_report(pool, 16 * mib, nullptr, 0) > 0);
+    CHECK(orderly_deallocate_async(pool, block, 1, nullptr) == ORDERLY_OK);
+    orderly_pool_destroy(pool);
+  }
+  orderly_pool* pool = reinterpret_cast<orderly_pool*>(256);
+  for (const int kind : {-1, 4, 9999}) {
+    CHECK(orderly_pool_create_cuda_with(0, kind, &settings, &pool) == ORDERLY_ERROR_INVALID_ARGUMENT);
+    CHECK(pool == nullptr);
+    CHECK(last_error_has(std::to_string(kind) + " is no kind of memory"));
+  }
+  CHECK(orderly_pool_create_cuda_with(0, 0, &settings, nullptr) == ORDERLY_ERROR_INVALID_ARGUMENT);
+  CHECK(orderly_pool_create_cuda_with(9999, 0, &settings, &pool) == ORDERLY_ERROR_SOURCE_FAILED);
+  settings.size = 0;
+  CHECK(orderly_pool_create_cuda_with(0, 0, &settings, &pool) == ORDERLY_ERROR_INVALID_ARGUMENT);
+  CHECK(last_error_has("sizeof(orderly_settings)"));
+  CHECK(cudaGetLastError() == cudaSuccess);
+}
+
 TEST_CASE("without options a pool has most of what is free") {
   std::size_t free = 0;
   std::size_t total = 0;

@@ -162,6 +162,7 @@ TEST_CASE("used-up memory is an exception that tells so, or null, and the progra
     for (int round = 0; round < 3; ++round) {
       const std::string text = refusal(mib, 0, in);
       EXPECT(text.find("CUDA out of memory.") == 0);
+      EXPECT(contains(text, "\n  would help:"));
       EXPECT(contains(text, std::to_string(mib) + " bytes were asked for on device 0"));
       EXPECT(contains(text, std::to_string(512 * kib) + " in use"));
       EXPECT(orderly_torch_try_alloc(mib, 0, in) == nullptr);

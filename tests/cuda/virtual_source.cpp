@@ -10,6 +10,7 @@
 #include <memory>
 #include <ostream>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "conformance/source.hpp"
@@ -113,6 +114,16 @@ TEST_CASE("a pool may be larger than the device: what is not there is refused, a
   void* const block = tested.try_allocate(4 * mib);
   REQUIRE(block != nullptr);
   CHECK(tested.try_allocate(total + mib) == nullptr);
+  try {
+    static_cast<void>(tested.allocate(total + mib));
+    FAIL("the device has no more than its total");
+  } catch (const out_of_memory& refused) {
+    const memory_report& r = refused.report();
+    CHECK(r.tried.by_source);
+    CHECK(std::string(r.tried.source_error).starts_with("cuMemCreate: "));
+    REQUIRE(r.find(memory_report::remedy::elsewhere) != nullptr);
+    CHECK(r.find(memory_report::remedy::elsewhere)->bytes == r.limit - r.committed);
+  }
   CHECK(conformance::usable(block, 4 * mib));
   void* const another = tested.try_allocate(4 * mib);
   CHECK(another != nullptr);
