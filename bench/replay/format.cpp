@@ -76,6 +76,17 @@ void trace_builder::free(std::string_view thread, std::uint64_t pointer) {
   live_.erase(found);
 }
 
+void trace_builder::tag_last(std::string_view tag) {
+  if (tag.empty()) tag = "untagged";
+  auto known = tags_.find(tag);
+  if (known == tags_.end()) {
+    if (tags_.size() > std::numeric_limits<std::uint16_t>::max()) lines_.fail("at most 65536 tags", tag);
+    known = tags_.emplace(tag, static_cast<std::uint16_t>(tags_.size())).first;
+    result_.tags.emplace_back(tag);
+  }
+  result_.tag_of.push_back(known->second);
+}
+
 trace trace_builder::finish() {
   result_.threads = threads_.size();
   return std::move(result_);

@@ -25,6 +25,8 @@ class trace_builder {
 
   void allocate(std::string_view thread, std::uint64_t pointer, std::uint64_t bytes);
   void free(std::string_view thread, std::uint64_t pointer);
+  /// What the last allocated block is for. Empty: nothing special. Of each block, or of none.
+  void tag_last(std::string_view tag);
   void failed_allocation() { ++result_.recorded_failures; }
 
   [[nodiscard]] trace finish();
@@ -44,6 +46,7 @@ class trace_builder {
   trace result_;
   std::unordered_map<std::uint64_t, live_block> live_;
   std::map<std::string, std::uint16_t, std::less<>> threads_;
+  std::map<std::string, std::uint16_t, std::less<>> tags_;
   std::uint64_t live_bytes_ = 0;
 };
 

@@ -131,12 +131,14 @@ void complete(memory_history& recorded, const trace& replayed, const replay_plan
       block.requested = call.bytes;
       block.thread = block.freed_by = call.thread;
       block.lane = plan.stream_of[call.block];
+      if (!replayed.tag_of.empty()) block.tag = replayed.tag_of[call.block];
       if (block.address == 0) recorded.refused.push_back({i, call.bytes, call.thread});
     } else {
       block.to = i;
       block.freed_by = call.thread;
     }
   }
+  recorded.tags = replayed.tags;
   std::erase_if(recorded.live, [](const live_range& block) { return block.address == 0; });
 }
 

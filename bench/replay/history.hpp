@@ -34,6 +34,7 @@ struct live_range : memory_range {
   std::uint16_t thread = 0;    ///< of the trace, which allocated it
   std::uint16_t lane = 0;      ///< the replaying thread that allocated it, and where there are streams its stream
   std::uint16_t freed_by = 0;  ///< the thread of the trace that freed it; if none did, the one that allocated it
+  std::uint16_t tag = 0;       ///< what it was for, if the trace says that
 };
 
 /// An allocation that the pool refused.
@@ -48,6 +49,7 @@ struct memory_history {
   std::uint64_t granule = 0;
   std::uint64_t chunk = 0;
   std::size_t interval = 1;                 ///< events to a sample of `statistics`
+  std::vector<std::string> tags;            ///< of the trace; empty: it has none
   std::vector<live_range> live;             ///< in the order of allocation
   std::vector<memory_range> cached;         ///< freed, and kept for the next allocation; in the order of `from`
   std::vector<memory_range> committed;      ///< live, cached and free memory; in the order of `from`
@@ -114,7 +116,7 @@ class history_recorder final : public memory_watcher, public replay_observer {
   memory_history result_;
 };
 
-/// Adds to `live` what the trace knows of it: sizes, threads, and which event freed it.
+/// Adds to `live` what the trace knows of it: sizes, threads, tags, and which event freed it.
 void complete(memory_history& recorded, const trace& replayed, const replay_plan& plan);
 
 /// A file without a name that a child writes and the parent reads.

@@ -19,8 +19,9 @@ constexpr int usage_error = 2;
 
 constexpr const char* description =
     "Replays recorded allocation traces against orderly and other allocators and compares time and memory.\n\n"
-    "Traces: logs of RMM (Thread,Time,Action,Pointer,Size,Stream) and CSV files of MiniMalloc (id,lower,upper,size),\n"
-    "plain or compressed (.gz, .bz2, .xz, .zst); PyTorch memory snapshots (.pickle, .pkl, .json; needs python3).";
+    "Traces: logs of RMM (Thread,Time,Action,Pointer,Size,Stream, and a Tag that says what an allocation is for) and\n"
+    "CSV files of MiniMalloc (id,lower,upper,size), plain or compressed (.gz, .bz2, .xz, .zst); PyTorch memory\n"
+    "snapshots (.pickle, .pkl, .json; needs python3).";
 
 constexpr const char* notes =
     "Time: each call is timed on its own, and the median time of an empty measurement is subtracted. ns/op is the sum\n"

@@ -1,5 +1,5 @@
 /// The log of RMM's logging resource adaptor: one line for each call, in the order of the calls. Columns other than
-/// the five below are ignored.
+/// the five below are ignored. One that RMM does not write is read: `Tag`, what an allocation was for.
 
 #include <array>
 
@@ -22,6 +22,7 @@ trace read(line_reader& lines, const header& columns, std::uint64_t unit) {
   const std::size_t pointer = *columns.find("Pointer");
   const std::size_t size = *columns.find("Size");
   const std::optional<std::size_t> thread = columns.find("Thread");
+  const std::optional<std::size_t> tag = columns.find("Tag");
   trace_builder builder(lines, unit);
   while (lines.next()) {
     const auto& fields = record(lines, columns);
@@ -37,6 +38,7 @@ trace read(line_reader& lines, const header& columns, std::uint64_t unit) {
       // An allocation of no bytes, or its free: there is no block.
     } else if (what == "allocate") {
       builder.allocate(caller, address, bytes);
+      if (tag) builder.tag_last(fields[*tag]);
     } else {
       builder.free(caller, address);
     }

@@ -62,7 +62,9 @@ json document_of(const memory_history& history) {
   blocks["thread"] = column(history.live, &live_range::thread);
   blocks["lane"] = column(history.live, &live_range::lane);
   blocks["freed_by"] = column(history.live, &live_range::freed_by);
+  if (!history.tags.empty()) blocks["tag"] = column(history.live, &live_range::tag);
   entry["blocks"] = std::move(blocks);
+  if (!history.tags.empty()) entry["tags"] = history.tags;
   entry["cached"] = columns_of(history.cached, origin);
   entry["committed"] = columns_of(history.committed, origin);
   json refused;

@@ -31,6 +31,8 @@ struct trace {
   std::uint64_t peak_live_bytes = 0;    ///< highest sum of live sizes, in recorded order
   std::size_t unknown_frees = 0;        ///< frees of a pointer that was not live; not among `events`
   std::size_t recorded_failures = 0;    ///< allocations that failed when recorded; not among `events`
+  std::vector<std::string> tags;        ///< what blocks were for; empty: the trace does not say
+  std::vector<std::uint16_t> tag_of;    ///< by block, an index into `tags`; empty with these
 };
 
 /// The input cannot be used. The message names the file, the line, what was expected and what was found.

@@ -162,6 +162,20 @@ class Documents(unittest.TestCase):
             with self.subTest(arguments=arguments):
                 self.check(self.document("--state", *arguments, status=status), STATE_SCHEMA)
 
+    def test_tags_of_the_trace_are_those_of_its_blocks(self):
+        lines = TINY.splitlines()
+        tags = ["Tag", "weights", "", "weights", "activations", "x"]
+        tagged = self.folder / "tagged.csv"
+        tagged.write_text("".join(f"{line},{tag}\n" for line, tag in zip(lines, tags, strict=True)))
+        document = self.document("--state", "-a", "orderly", "--limit", "256KiB", tagged)
+        self.check(document, STATE_SCHEMA)
+        history, = document["traces"][0]["histories"]
+        self.assertEqual(history["tags"], ["weights", "untagged", "activations"])
+        self.assertEqual(history["blocks"]["tag"], [1, 2])  # the first was refused
+        history, = self.document("--state", "-a", "orderly", self.tiny)["traces"][0]["histories"]
+        self.assertNotIn("tags", history)
+        self.assertNotIn("tag", history["blocks"])
+
     def test_schemas_refuse_what_is_wrong(self):
         state = self.document("--state", "-a", "orderly", self.tiny)
 

@@ -104,6 +104,23 @@ TEST_CASE("columns are found by name, in any order and among others") {
   CHECK(event_text(recorded) == "+0:8@0 -0:8@0 ");
 }
 
+TEST_CASE("a column of tags says what each block is for, failures and blocks of no bytes apart") {
+  const trace recorded = read_text(
+      "Thread,Time,Action,Pointer,Size,Stream,Tag\n"
+      "1,0,allocate,0x100,1000,0,weights\n"
+      "1,0,allocate failure,0x0,1000,0,huge\n"
+      "1,0,allocate,(nil),0,0,nothing\n"
+      "1,0,allocate,0x200,24,0,\n"
+      "1,0,free,0x100,1000,0,ignored\n"
+      "1,0,allocate,0x100,48,0, weights \n"
+      "1,0,allocate,0x300,48,0,activations\n");
+  CHECK(recorded.tags == std::vector<std::string>{"weights", "untagged", "activations"});
+  CHECK(recorded.tag_of == std::vector<std::uint16_t>{0, 1, 0, 2});
+  const trace plain = read_text(std::string(rmm_header) + "1,0,allocate,0x1,8,0\n");
+  CHECK(plain.tags.empty());
+  CHECK(plain.tag_of.empty());
+}
+
 TEST_CASE("frees of unknown pointers and recorded failures are counted and left out") {
   const trace recorded = read_text(std::string(rmm_header) +
                                    "1,0,free,0x1,8,0\n"
