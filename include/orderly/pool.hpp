@@ -56,8 +56,8 @@ class ORDERLY_API pool {
 
   /// A block of at least `bytes` bytes (0 counts as 1), aligned to `alignment` (a power of two, at most the chunk
   /// size) and never less than to the granule.
-  /// Throws out_of_memory, whose making looks at each block of the pool as report() does; std::invalid_argument when the alignment is not a power of two or above the chunk size;
-  /// whatever the out-of-memory handler throws.
+  /// Throws out_of_memory, which looks at each block of the pool, as report() does; std::invalid_argument when the
+  /// alignment is not a power of two or above the chunk size; whatever the out-of-memory handler throws.
   [[nodiscard]] void* allocate(std::size_t bytes);
   [[nodiscard]] void* allocate(std::size_t bytes, std::size_t alignment);
 
