@@ -16,6 +16,13 @@ constexpr unsigned least_chunks_per_root_log2 = bounds::least_root_chunks_log2;
 constexpr unsigned most_chunks_per_root_log2 = bounds::most_root_chunks_log2;
 constexpr unsigned root_bytes_log2 = 20;
 
+/// Blocks of orders below this size are small, however large a chunk is. They are many and some of them stay: where they
+/// lie among larger ones hardly a chunk comes free as a whole, and all of them together fill few chunks of their own.
+/// With chunks of 2 MiB this brings the smallest limit of a recorded trace (serve_vision) from 1.66 times the peak of
+/// live bytes to 1.18, and leaves those of the others where they are. Setting blocks apart by how long they will live, as
+/// if that were known, brings it to 1.24.
+constexpr unsigned small_bytes_log2 = 16;
+
 /// The words of a group of this order fill a page of 4 KiB.
 constexpr unsigned most_group_order = 8;
 
@@ -36,7 +43,7 @@ geometry virtual_geometry(std::size_t granule, std::size_t chunk, std::uint64_t 
   const unsigned wanted = root_bytes_log2 > g.granule_shift ? root_bytes_log2 - g.granule_shift : 0;
   g.root_order = std::clamp(wanted, least, most);
   g.group_order = std::min(most_group_order, g.chunk_order);
-  g.small_order = g.chunk_order;
+  g.small_order = std::min(small_bytes_log2 - g.granule_shift, g.chunk_order);
   g.capacity = (capacity + chunk - 1) / chunk * chunk;
   g.limit = std::min(limit == 0 ? g.capacity : limit / chunk * chunk, g.capacity);
 

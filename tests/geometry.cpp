@@ -126,6 +126,19 @@ TEST_CASE("virtual: a root is 1 MiB, or 16 to 64 chunks where that is more or le
   CHECK(root_bytes(64 * kib, 64 * kib) == 1024 * kib);
 }
 
+TEST_CASE("virtual: blocks below 64 KiB are small, and below a chunk if that is less") {
+  const auto small_bytes = [](std::size_t granule, std::size_t chunk) {
+    const geometry g = virtual_geometry(granule, chunk, 1 << 30, 0);
+    return g.bytes(std::uint64_t{1} << g.small_order);
+  };
+  constexpr std::size_t kib = 1024;
+  CHECK(small_bytes(256, 4 * kib) == 4 * kib);
+  CHECK(small_bytes(256, 64 * kib) == 64 * kib);
+  CHECK(small_bytes(256, 2048 * kib) == 64 * kib);
+  CHECK(small_bytes(16, 2048 * kib) == 64 * kib);
+  CHECK(small_bytes(64 * kib, 2048 * kib) == 64 * kib);  // the granule: none is
+}
+
 TEST_CASE("flat: one tree over the range, of any length, and no slots") {
   random_engine random = make_random(2);
   for (std::size_t count = 0; count < scaled(4000); ++count) {

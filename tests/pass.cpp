@@ -211,6 +211,23 @@ TEST_CASE("memory that lies idle in one size is moved to another before more is 
   CHECK(stats.passes > 0);
 }
 
+TEST_CASE("small blocks that stay hold few chunks, however large those are") {
+  pool tested(options{.capacity = 64 * mib, .chunk = 2 * mib});
+  std::vector<void*> small;
+  std::vector<void*> others;
+  for (int count = 0; count < 112; ++count) others.push_back(tested.allocate(500 * kib));  // four to a chunk
+  for (std::size_t hole = 0; hole < 12; ++hole) {
+    tested.deallocate(std::exchange(others[4 * hole], nullptr), 500 * kib);
+    for (int count = 0; count < 16; ++count) small.push_back(tested.allocate(30 * kib));  // as much as fits there
+  }
+  std::erase(others, nullptr);
+  free_all(tested, others, 500 * kib);
+  void* const rest = tested.try_allocate(48 * mib);
+  CHECK(rest != nullptr);
+  tested.deallocate(rest, 48 * mib);
+  free_all(tested, small, 30 * kib);
+}
+
 TEST_CASE("how much may lie idle is the user's to say") {
   for (const double slack : {0.0, 0.5, 1.0, 16.0}) {
     CAPTURE(slack);
