@@ -3,10 +3,14 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
+#include <optional>
 #include <string_view>
+#include <utility>
 
 #include "orderly/pool.hpp"
 #include "peer/peer.hpp"
+#include "peer/pieces.hpp"
 #include "peer/watched.hpp"
 
 namespace orderly::bench {
@@ -16,7 +20,9 @@ class orderly_peer {
   static constexpr std::string_view name = "orderly";
   static constexpr bool arena = true;
 
-  explicit orderly_peer(const arena_config& config) : pool_(watched_host_source(config.watcher), options_for(config)) {}
+  explicit orderly_peer(const arena_config& config)
+      : moves_(config.pieces ? std::make_shared<move_counter>() : nullptr),
+        pool_(source_for(config), options_for(config)) {}
 
   [[nodiscard]] static options options_for(const arena_config& config) {
     options settings{.capacity = config.capacity,
@@ -36,10 +42,20 @@ class orderly_peer {
 
   [[nodiscard]] std::size_t committed() const noexcept { return pool_.stats().committed; }
   [[nodiscard]] std::size_t peak_committed() const noexcept { return pool_.stats().peak_committed; }
+  [[nodiscard]] std::optional<memory_moves> moved() const noexcept {
+    return moves_ != nullptr ? std::optional(moves_->total()) : std::nullopt;
+  }
   [[nodiscard]] const pool& memory() const noexcept { return pool_; }
   [[nodiscard]] std::size_t rounded(std::size_t bytes) const noexcept { return pool_.rounded(bytes); }
 
  private:
+  [[nodiscard]] std::unique_ptr<memory_source> source_for(const arena_config& config) const {
+    auto memory = watched_host_source(config.watcher);
+    if (moves_ == nullptr) return memory;
+    return std::make_unique<piecewise_source>(std::move(memory), moves_);
+  }
+
+  std::shared_ptr<move_counter> moves_;
   pool pool_;
 };
 

@@ -33,12 +33,28 @@ struct arena_config {
   std::size_t run_ahead = 1024;                  ///< most pieces of work that wait in a stream, at least 1
   double slack = -1;                             ///< see orderly::options; negative: orderly's default
   memory_watcher* watcher = nullptr;             ///< outlives the peer; null: nobody
+  bool pieces = false;                           ///< orderly's memory is committed as CUDA's would be; see pieces.hpp
 };
 
 /// What a peer has put into streams so far.
 struct stream_work {
   std::uint64_t records = 0;  ///< events
   std::uint64_t waits = 0;    ///< of streams for events
+};
+
+/// What a pool had its source do so far.
+struct memory_moves {
+  std::uint64_t commits = 0;  ///< calls
+  std::uint64_t decommits = 0;
+  std::uint64_t committed_bytes = 0;
+  std::uint64_t decommitted_bytes = 0;
+  std::uint64_t committed_pieces = 0;    ///< each is a handle of CUDA's driver
+  std::uint64_t decommitted_pieces = 0;
+  double commit_seconds = 0;             ///< what the driver would take for the pieces
+  double decommit_seconds = 0;
+
+  /// Calls of CUDA's driver: three for a piece that is made, and one for each call.
+  [[nodiscard]] std::uint64_t driver_calls() const noexcept { return 3 * committed_pieces + commits + decommits; }
 };
 
 /// The inside of a pool. At quiescence all of it is of one instant.
@@ -75,6 +91,9 @@ class any_peer {
   virtual void use_in(std::size_t, void*) {}
   /// None: the peer knows no streams.
   [[nodiscard]] virtual std::optional<stream_work> made() const noexcept { return std::nullopt; }
+
+  /// None: not kept account of; see arena_config::pieces.
+  [[nodiscard]] virtual std::optional<memory_moves> moved() const noexcept { return std::nullopt; }
 
   /// Null: the peer is no pool of orderly, or one that commits nothing piecewise. Then it has no use for a watcher
   /// either.

@@ -45,6 +45,11 @@ class adapter final : public any_peer {
     return 0;
   }
 
+  [[nodiscard]] std::optional<memory_moves> moved() const noexcept override {
+    if constexpr (requires { peer_.moved(); }) return peer_.moved();
+    return std::nullopt;
+  }
+
   [[nodiscard]] const pool_view* inside() const noexcept override { return view_.get(); }
 
  private:

@@ -17,6 +17,7 @@ namespace orderly::bench {
 ///   bool try_deallocate(pointer, bytes)  checks the free; false: a bad one
 ///   void* allocate_in(stream, bytes)     keeps the memory of streams apart; allocate is for stream 0
 ///   size_t committed(), peak_committed() as in any_peer
+///   optional<memory_moves> moved()       as in any_peer
 ///   size_t rounded(bytes)                length of the block that a request gets
 ///   one_size                             true: serves blocks of one size, so few workloads and no replay
 template <class Peer>

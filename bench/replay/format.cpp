@@ -89,6 +89,7 @@ void trace_builder::tag_last(std::string_view tag) {
 
 trace trace_builder::finish() {
   result_.threads = threads_.size();
+  if (result_.recorded_seconds < 0.0) result_.recorded_seconds.reset();  // past midnight
   return std::move(result_);
 }
 

@@ -29,6 +29,12 @@ class trace_builder {
   void tag_last(std::string_view tag);
   void failed_allocation() { ++result_.recorded_failures; }
 
+  /// How long after some instant the line was recorded.
+  void recorded_at(double seconds) {
+    if (!first_time_) first_time_ = seconds;
+    result_.recorded_seconds = seconds - *first_time_;
+  }
+
   [[nodiscard]] trace finish();
 
  private:
@@ -48,6 +54,7 @@ class trace_builder {
   std::map<std::string, std::uint16_t, std::less<>> threads_;
   std::map<std::string, std::uint16_t, std::less<>> tags_;
   std::uint64_t live_bytes_ = 0;
+  std::optional<double> first_time_;
 };
 
 /// Where the columns of a CSV file stand, by the names of its first line.

@@ -77,9 +77,10 @@ arena_config arena_for(const replay_options& options, const trace& recorded) {
   const std::uint64_t needed = std::min(recorded.peak_live_bytes, most) * 2 * options.copies;
   const std::uint64_t enough = std::max<std::uint64_t>(arena.capacity, std::bit_ceil(std::min(needed, most)));
   arena.capacity = options.capacity != 0 ? options.capacity : enough;
-  arena.limit = options.limit;
+  arena.limit = options.limit_for(recorded.peak_live_bytes);
   arena.chunk = options.chunk;
   arena.schedule = options.schedule;
+  arena.pieces = options.pieces;
   arena.run_ahead = options.run_ahead;
   arena.slack = options.slack;
   return arena;
@@ -125,7 +126,7 @@ class session {
     const std::size_t threads = options_.threads != 0 ? options_.threads : processors();
     const replay_plan plan = plan_replay(recorded, threads);
     report_section section{file, recorded.name, recorded.events.size(), plan.threads.size(), recorded.peak_live_bytes,
-                           recorded.unknown_frees, recorded.recorded_failures, {}};
+                           recorded.recorded_seconds, recorded.unknown_frees, recorded.recorded_failures, {}};
     for (const peer_entry* entry : chosen_) {
       bar_.begin(recorded.name + ", " + std::string(entry->name));
       section.rows.push_back(measure_peer(*entry, recorded, plan));
@@ -171,7 +172,7 @@ class session {
       shown.live[i / shown.interval] = std::max(shown.live[i / shown.interval], live);
     }
     traced_memory traced{section.file, recorded.name, shown.events, recorded.threads, plan.threads.size(),
-                         options_.limit, shown.interval, shown.live, {}, {}};
+                         options_.limit_for(recorded.peak_live_bytes), shown.interval, shown.live, {}, {}};
     for (std::size_t i = 0; i < chosen_.size(); ++i) {
       bar_.begin("picture of " + recorded.name + ", " + std::string(chosen_[i]->name));
       if (section.rows[i].measured) add_curve(shown, traced, *chosen_[i], recorded, plan);
@@ -258,7 +259,7 @@ class session {
   }
 
   void explain_arenas() {
-    if (!options_.find_limit && options_.limit == 0) return;
+    if (!options_.find_limit && options_.limit == 0 && options_.limit_over_live == 0) return;
     const auto is_arena = [](const peer_entry* entry) { return entry->arena; };
     if (std::ranges::any_of(chosen_, is_arena)) return;
     std::fputs("orderly-replay: none of the allocators is an arena, and only arenas have a limit\n", stderr);

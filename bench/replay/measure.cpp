@@ -58,6 +58,7 @@ measurement measure_once(const peer_entry& entry, const arena_config& arena, con
   result.free = summarise(outcome.free_ticks, scale);
   result.peak_live_bytes = outcome.peak_live_bytes;
   result.made = outcome.made;
+  result.moved = outcome.moved;
   if (outcome.peak_committed_bytes != 0) result.peak_committed_bytes = outcome.peak_committed_bytes;
   return result;
 }

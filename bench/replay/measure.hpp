@@ -25,6 +25,7 @@ struct measurement {
   std::uint64_t peak_live_bytes = 0;
   std::optional<std::uint64_t> peak_committed_bytes;  ///< none: the allocator cannot tell
   std::optional<stream_work> made;                    ///< none: the allocator knows no streams
+  std::optional<memory_moves> moved;                  ///< none: not asked for, or the allocator is not orderly
   std::optional<std::uint64_t> smallest_limit_bytes;  ///< none: not asked for, or no limit serves the trace
 };
 

@@ -38,6 +38,8 @@ constexpr const char* notes =
     "one device, events for time and the trace's threads for streams, and when it is replayed it reads as the trace.\n\n"
     "--find-limit: one copy, in recorded order, on the same threads; searched upwards from the peak of live bytes in\n"
     "steps that double, then bisected, to the chunk (64 KiB where --chunk is not given).\n\n"
+    "--pieces: --json tells how many pieces were committed and released up to the end of the trace, and what CUDA's\n"
+    "driver takes for as many, by its calls' times on an H200. Chunks are 2 MiB at least.\n\n"
     "Exit status: 0; 1 if something asked for could not be measured; 2 if the input or the arguments are wrong.";
 
 /// Bounds keep a slip of the keyboard from exhausting the machine.
@@ -132,6 +134,10 @@ void add_sizes(CLI::App& app, replay_options& chosen) {
   app.add_option("--limit", chosen.limit, "Most memory that arenas may commit; none by default")
       ->transform(bytes)
       ->type_name("BYTES");
+  app.add_option("--limit-over-live", chosen.limit_over_live, "The same, as a multiple of the trace's peak of live bytes")
+      ->check(CLI::Range(1.0, 1000.0).description(""))
+      ->excludes("--limit")
+      ->type_name("F");
   app.add_option("--capacity", chosen.capacity, "Addresses of an arena; by default 16 GiB, or what the trace needs")
       ->transform(bytes)
       ->type_name("BYTES");
@@ -152,6 +158,8 @@ void add_sizes(CLI::App& app, replay_options& chosen) {
 
 void add_outputs(CLI::App& app, replay_options& chosen) {
   app.add_flag("--find-limit", chosen.find_limit, "Find the smallest limit with which each arena serves the trace");
+  app.add_flag("--pieces", chosen.pieces,
+               "Commit orderly's memory in the pieces of 2 MiB and more that its source for CUDA makes, and count them");
   app.add_flag("--touch", chosen.touch, "Write a byte in each page of each block, outside of the measured time");
   app.add_option("--json", chosen.json, "Write the results as JSON")->type_name("FILE");
   app.add_option("--plot", chosen.plot, "Draw memory over time, and the address map of orderly")

@@ -23,9 +23,11 @@ struct replay_options {
   replay_order order = replay_order::recorded;
   std::uint64_t chunk = 0;     ///< 0: the peer's default
   std::uint64_t limit = 0;     ///< 0: none
+  double limit_over_live = 0;  ///< 0: `limit` counts
   std::uint64_t capacity = 0;  ///< 0: enough for the trace
   software_schedule schedule = software_schedule::workers;
   std::size_t run_ahead = 1024;
+  bool pieces = false;
   double slack = -1;           ///< negative: orderly's default
   std::uint64_t unit = 1;
   bool touch = false;
@@ -37,6 +39,11 @@ struct replay_options {
   std::filesystem::path state;     ///< empty: none
   std::filesystem::path snapshot;  ///< empty: none
 
+  /// The limit for a trace; 0: none.
+  [[nodiscard]] std::uint64_t limit_for(std::uint64_t peak_live_bytes) const {
+    if (limit_over_live == 0) return limit;
+    return static_cast<std::uint64_t>(limit_over_live * static_cast<double>(peak_live_bytes * copies));
+  }
   [[nodiscard]] bool look_inside() const { return !html.empty() || !state.empty() || !snapshot.empty(); }
 };
 

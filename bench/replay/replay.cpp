@@ -260,6 +260,7 @@ replay_outcome replay(any_peer& peer, const replay_plan& plan, const replay_sett
   for (const worker& each : workers) each.add_to(total);
   total.peak_committed_bytes = peer.peak_committed();
   total.made = peer.made();
+  total.moved = peer.moved();
   for (std::size_t i = 0; i < copies.size(); ++i) free_rest(peer, plan, *copies[i], i * plan.threads.size());
   return total;
 }

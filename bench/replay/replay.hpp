@@ -53,6 +53,7 @@ struct replay_outcome {
   std::uint64_t peak_live_bytes = 0;          ///< highest sum of live sizes, over all copies
   std::size_t peak_committed_bytes = 0;       ///< as the allocator tells; 0: it cannot
   std::optional<stream_work> made;            ///< as the allocator tells
+  std::optional<memory_moves> moved;          ///< as the allocator tells
 };
 
 /// Looks at the allocator after each event of a replay in recorded order, by the thread whose turn it is.

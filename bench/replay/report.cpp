@@ -82,6 +82,21 @@ void add_latency(json& entry, const std::string& prefix, const latency& times) {
   entry[prefix + "max_ns"] = rounded(times.max);
 }
 
+json moved_memory(const std::optional<memory_moves>& moved) {
+  if (!moved) return {};
+  json entry;
+  entry["commits"] = moved->commits;
+  entry["decommits"] = moved->decommits;
+  entry["committed_bytes"] = moved->committed_bytes;
+  entry["decommitted_bytes"] = moved->decommitted_bytes;
+  entry["committed_pieces"] = moved->committed_pieces;
+  entry["decommitted_pieces"] = moved->decommitted_pieces;
+  entry["driver_calls"] = moved->driver_calls();
+  entry["commit_seconds"] = moved->commit_seconds;
+  entry["decommit_seconds"] = moved->decommit_seconds;
+  return entry;
+}
+
 void add_measurement(json& entry, const measurement& m, const report_section& section) {
   entry["operations"] = m.operations;
   entry["failures"] = m.failures;
@@ -95,6 +110,7 @@ void add_measurement(json& entry, const measurement& m, const report_section& se
   entry["smallest_limit_bytes"] = or_null(m.smallest_limit_bytes);
   entry["records"] = m.made ? json(m.made->records) : json();
   entry["waits"] = m.made ? json(m.made->waits) : json();
+  entry["moved"] = moved_memory(m.moved);
 }
 
 /// The keys of add_measurement, all null.
@@ -112,11 +128,12 @@ json result_of(const report_section& section, const report_row& row, const repla
   entry["allocator"] = row.allocator;
   entry["order"] = options.order == replay_order::recorded ? "trace" : "free";
   entry["threads"] = section.threads;
+  entry["recorded_seconds"] = or_null(section.recorded_seconds);
   entry["copies"] = options.copies;
   entry["repetitions"] = options.repetitions;
   const auto arena_only = [&row](std::uint64_t bytes) { return row.arena && bytes != 0 ? json(bytes) : json(); };
   entry["chunk"] = arena_only(options.chunk);
-  entry["limit"] = arena_only(options.limit);
+  entry["limit"] = arena_only(options.limit_for(section.peak_live_bytes));
   if (row.measured) {
     add_measurement(entry, *row.measured, section);
   } else {

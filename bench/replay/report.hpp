@@ -33,6 +33,7 @@ struct report_section {
   std::size_t events = 0;
   std::size_t threads = 1;  ///< of one copy
   std::uint64_t peak_live_bytes = 0;
+  std::optional<double> recorded_seconds;
   std::size_t unknown_frees = 0;
   std::size_t recorded_failures = 0;
   std::vector<report_row> rows;

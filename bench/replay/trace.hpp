@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -29,6 +30,7 @@ struct trace {
   std::size_t blocks = 0;
   std::size_t threads = 0;
   std::uint64_t peak_live_bytes = 0;    ///< highest sum of live sizes, in recorded order
+  std::optional<double> recorded_seconds;  ///< from the first line to the last; none: the format does not tell
   std::size_t unknown_frees = 0;        ///< frees of a pointer that was not live; not among `events`
   std::size_t recorded_failures = 0;    ///< allocations that failed when recorded; not among `events`
   std::vector<std::string> tags;        ///< what blocks were for; empty: the trace does not say

@@ -13,7 +13,9 @@
 #include <thread>
 #include <vector>
 
+#include "orderly/source.hpp"
 #include "peer/peer.hpp"
+#include "peer/pieces.hpp"
 
 using namespace orderly::bench;
 
@@ -302,6 +304,67 @@ TEST_CASE("buddy-chunks: what is committed is rounded to chunks; a chunk is shar
   CHECK(peer->committed() == 15 * 64 * kib);     // kept for the next
   CHECK(peer->allocate(6 * 64 * kib) != nullptr);  // out of what the free slot had
   CHECK(peer->committed() == 9 * 64 * kib);
+}
+
+TEST_CASE("a source in pieces makes those of CUDA's, counts them, and cuts none") {
+  const auto counter = std::make_shared<move_counter>();
+  piecewise_source source(orderly::make_host_source(), counter);
+  auto* const base = static_cast<std::byte*>(source.reserve(64 * mib, 2 * mib));
+  REQUIRE(base != nullptr);
+  const auto total = [&] { return counter->total(); };
+  CHECK(source.commit(base, 6 * mib));
+  CHECK(total().committed_pieces == 3);
+  CHECK(total().commits == 1);
+  CHECK(total().driver_calls() == 10);
+  CHECK(source.commit_together(base + 8 * mib, 14 * mib));  // 8, 4 and 2 MiB
+  CHECK(total().committed_pieces == 6);
+  CHECK(total().committed_bytes == 20 * mib);
+  const double two = cost_of_piece(2 * mib).commit;
+  CHECK(total().commit_seconds * 1e6 ==
+        doctest::Approx(4 * two + cost_of_piece(4 * mib).commit + cost_of_piece(8 * mib).commit).epsilon(1e-4));
+  CHECK_FALSE(source.decommit(base + 10 * mib, 12 * mib));  // cuts the first
+  CHECK_FALSE(source.decommit(base + 8 * mib, 2 * mib));
+  CHECK_FALSE(source.decommit(base + 6 * mib, 2 * mib));  // not committed
+  CHECK(total().decommits == 0);
+  CHECK(source.decommit(base + 16 * mib, 6 * mib));
+  CHECK(source.decommit(base + 2 * mib, 2 * mib));
+  CHECK(total().decommitted_pieces == 3);
+  CHECK(total().decommitted_bytes == 8 * mib);
+  CHECK(total().decommits == 2);
+  CHECK(total().decommit_seconds * 1e6 ==
+        doctest::Approx(2 * cost_of_piece(2 * mib).decommit + cost_of_piece(4 * mib).decommit).epsilon(1e-4));
+  CHECK(source.commit(base + 2 * mib, 2 * mib));
+  source.release(base, 64 * mib);
+}
+
+TEST_CASE("pieces cost what was measured, and between that") {
+  CHECK(cost_of_piece(2 * mib).commit == doctest::Approx(54.9));
+  CHECK(cost_of_piece(2 * mib).decommit == doctest::Approx(38.6));
+  CHECK(cost_of_piece(64 * mib).commit == doctest::Approx(51.8));
+  CHECK(cost_of_piece(512 * mib).decommit == doctest::Approx(386.4));
+  CHECK(cost_of_piece(9 * mib).decommit == doctest::Approx((38.6 + 47.7) / 2));
+  CHECK(cost_of_piece(960 * mib).decommit == doctest::Approx(2 * 386.4 - 79.8));
+}
+
+TEST_CASE("orderly's source is asked for what is new, and for nothing else") {
+  arena_config config{.capacity = 512 * mib, .limit = 0, .chunk = 2 * mib};
+  CHECK_FALSE(find_peer("orderly")->make(config)->moved());
+  config.pieces = true;
+  config.slack = 16;  // nothing is given back
+  CHECK_FALSE(find_peer("best-fit")->make(config)->moved());
+  const auto peer = find_peer("orderly")->make(config);
+  const auto hit = [&](std::size_t bytes) {
+    for (int i = 0; i < 1000; ++i) REQUIRE(peer->deallocate(peer->allocate(bytes), bytes));
+  };
+  hit(kib);
+  CHECK(peer->moved()->committed_pieces == 1);
+  hit(6 * mib);
+  CHECK(peer->moved()->committed_pieces == 4);
+  hit(48 * mib);  // 32 and 16 MiB
+  CHECK(peer->moved()->committed_pieces == 6);
+  CHECK(peer->moved()->commits == 3);
+  CHECK(peer->moved()->decommits == 0);
+  CHECK(peer->moved()->committed_bytes == 56 * mib);
 }
 
 TEST_CASE("slack reaches the pool") {

@@ -76,7 +76,7 @@ class CommandLine(unittest.TestCase):
         text = self.run_program("--help").stdout
         for option in ("--allocator", "--order", "--threads", "--copies", "--repeat", "--chunk", "--limit",
                        "--capacity", "--find-limit", "--unit", "--touch", "--json", "--plot", "--list", "--schedule",
-                       "--run-ahead", "--slack", "--html", "--state", "--snapshot"):
+                       "--run-ahead", "--slack", "--limit-over-live", "--pieces", "--html", "--state", "--snapshot"):
             self.assertIn(option, text)
 
     def test_the_list_has_arenas_and_others(self):
@@ -95,7 +95,8 @@ class CommandLine(unittest.TestCase):
                           ["--limit", "0", tiny], ["--limit", "5XiB", tiny], ["--limit", "1.5GiB", tiny],
                           ["--limit", "99999999999999999999", tiny], ["--limit", "999999999TiB", tiny],
                           ["--unit", "KB", tiny], ["--plot", "a.gif", tiny], ["--limit"],
-                          ["--schedule", "never", tiny], ["--run-ahead", "0", tiny], ["--slack", "-1", tiny],
+                          ["--schedule", "never", tiny], ["--limit-over-live", "0.5", tiny],
+                          ["--limit-over-live", "1.1", "--limit", "1GiB", tiny], ["--run-ahead", "0", tiny], ["--slack", "-1", tiny],
                           ["--json", self.folder / "no" / "such.json", tiny],
                           ["--plot", self.folder / "no" / "such.png", tiny]):
             with self.subTest(arguments=arguments):
@@ -181,6 +182,23 @@ class CommandLine(unittest.TestCase):
     def test_failures_within_a_limit(self):
         row, = self.results("-a", "best-fit", "--limit", "320KiB", self.file("tiny.csv", TINY))
         self.assertEqual((row["failures"], row["limit"]), (1, 320 * 1024))
+
+    def test_a_limit_for_each_trace(self):
+        rows = self.results("-a", "best-fit", "--limit-over-live", "1.5", "--copies", "2", "--order", "free",
+                            self.file("tiny.csv", TINY), self.file("half.csv", TINY.replace("00000,0", "0000,0")))
+        self.assertEqual([row["limit"] for row in rows], [2 * 600000, 2 * 90000])
+
+    def test_pieces_of_memory(self):
+        tiny = self.file("tiny.csv", TINY)
+        pool, other = self.results("-a", "orderly,best-fit", "--pieces", "--chunk", "2MiB", tiny)
+        self.assertEqual(pool["moved"]["committed_pieces"], pool["moved"]["commits"])
+        self.assertEqual(pool["moved"]["committed_bytes"], pool["peak_committed_bytes"])
+        self.assertEqual(pool["moved"]["driver_calls"], 4 * pool["moved"]["commits"])
+        self.assertAlmostEqual(pool["moved"]["commit_seconds"], pool["moved"]["commits"] * 54.9e-6)
+        self.assertEqual(pool["moved"]["decommit_seconds"], 0)
+        self.assertAlmostEqual(pool["recorded_seconds"], 0.4)
+        self.assertIsNone(other["moved"])
+        self.assertIsNone(self.results("-a", "orderly", tiny)[0]["moved"])
 
     def test_the_smallest_limit(self):
         tiny = self.file("tiny.csv", TINY)

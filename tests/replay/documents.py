@@ -151,6 +151,7 @@ class Documents(unittest.TestCase):
         limited = ["--limit", "320KiB", "--chunk", "64KiB", "--order", "free"]
         for status, arguments in ((0, ["-a", "orderly,malloc,orderly-streams", "--find-limit", tiny]),
                                   (0, ["-a", "best-fit", *limited, tiny]),
+                                  (0, ["-a", "orderly,malloc", "--pieces", tiny]),
                                   (1, ["-a", "malloc", "--touch", huge])):
             with self.subTest(arguments=arguments):
                 self.check(self.document("--json", *arguments, status=status), RESULTS_SCHEMA)

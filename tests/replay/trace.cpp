@@ -95,6 +95,22 @@ TEST_CASE("an RMM log becomes dense blocks and threads") {
   CHECK(recorded.unknown_frees == 0);
 }
 
+TEST_CASE("how long was recorded is told where the log tells") {
+  const auto seconds = [](std::string_view first, std::string_view last) {
+    std::string text(rmm_header);
+    for (const std::string_view time : {first, std::string_view("half past"), last})
+      text.append("1,").append(time).append(",allocate,0x").append(std::to_string(text.size())).append(",8,0\n");
+    return read_text(text).recorded_seconds;
+  };
+  CHECK(seconds("0.25", "4.5").value() == doctest::Approx(4.25));
+  CHECK(seconds("09:59:59.500000", "11:00:01.000000").value() == doctest::Approx(3601.5));
+  CHECK_FALSE(seconds("23:59:59.0", "00:00:01.0"));
+  CHECK_FALSE(seconds("", "12:"));
+  CHECK_FALSE(seconds("-1", "nan"));
+  CHECK_FALSE(read_text("Action,Pointer,Size\nallocate,0x1,8\n").recorded_seconds);
+  CHECK_FALSE(read_text("id,lower,upper,size\na,0,1,3\n").recorded_seconds);
+}
+
 TEST_CASE("columns are found by name, in any order and among others") {
   const trace recorded = read_text(
       "Colour, Size ,Pointer,Action,Extra\r\n"
