@@ -154,6 +154,7 @@ void* memory::allocate_slowly(std::size_t bytes, std::size_t alignment, stream_h
 
 checked_block memory::allocate_checked(std::size_t bytes, std::size_t alignment, stream_handle stream) {
   require_open();
+  if (streams_ && stream == settled) raise(PyExc_ValueError, "a block with a handle is for a stream; name it");
   const call running(*this);
   return without_gil([&] {
     return plain_ ? plain_->allocate_checked(bytes, alignment)

@@ -99,7 +99,7 @@ class memory {
   [[nodiscard]] std::size_t granule() const noexcept;
   [[nodiscard]] std::size_t capacity() const noexcept;
   [[nodiscard]] const pool* plain() const noexcept { return plain_ ? &*plain_ : nullptr; }
-  [[nodiscard]] bool has_streams() const noexcept { return streams_.has_value(); }
+  [[nodiscard]] bool has_streams() const noexcept { return driver_ != nullptr; }
   [[nodiscard]] bool is_open() const noexcept { return plain_ || streams_; }
   [[nodiscard]] const place& where() const noexcept { return where_; }
 

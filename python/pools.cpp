@@ -227,7 +227,7 @@ std::uintptr_t address_of(nb::handle array) {
 
 void free_tensor(const memory_object& self, nb::handle given) {
   tensor* of = nullptr;
-  if (nb::try_cast(given, of)) return of->free(*self.of);
+  if (nb::try_cast(given, of) && of != nullptr) return of->free(*self.of);
   const std::uintptr_t address = address_of(given);
   if (address == 0)
     raise(PyExc_TypeError, "free_tensor: %s is no tensor", nb::cast<std::string>(nb::repr(given.type())).c_str());
@@ -405,7 +405,7 @@ void bind_memory(nb::module_& m) {
         "call asks whether its stream captures. wait_before_refusing: wait for streams before an allocation is refused.\n"
         "seal_bytes: freed in a stream and covered by no event, above which one is recorded (64 MiB).\n\n"
         "Raises RuntimeError if there is no such device.").c_str())
-      .def("empty", empty, "shape"_a, "dtype"_a = "float32", "device"_a = nb::none(), "stream"_a = nb::none(),
+      .def("empty", empty, nb::arg("shape").none(), nb::arg("dtype").none() = "float32", "device"_a = nb::none(), "stream"_a = nb::none(),
            nb::sig("def empty(self, shape: int | collections.abc.Iterable[int], dtype: typing.Any = 'float32', device: "
                    "typing.Any = None, stream: typing.Any = None) -> Tensor"),
            "A tensor with undefined contents, for work that enters the stream from now on.\n\n"
@@ -413,7 +413,7 @@ void bind_memory(nb::module_& m) {
            "the pool's. stream: a SoftwareStream, a cudaStream_t as an integer, or a stream of PyTorch, CuPy or CUDA\n"
            "Python; None: on CUDA the default stream, on the host none.\n\n"
            "Raises OutOfMemory, TypeError, ValueError, and what on_out_of_memory raises.")
-      .def("free_tensor", free_tensor, "tensor"_a,
+      .def("free_tensor", free_tensor, nb::arg("tensor").none(),
            nb::sig("def free_tensor(self, tensor: typing.Any) -> None"),
            "Frees a tensor's block now, in the tensor's stream. Raises BadFree: the tensor was freed (`double_free`), is\n"
            "another pool's (`wrong_pool`), or no pool's (`foreign_pointer`). BufferError: others use its memory.")
@@ -434,41 +434,56 @@ void bind_memory(nb::module_& m) {
           "Frees a raw block: work that is in the stream now may still use it. bytes: as allocated, or 0: unknown. Raises\n"
           "BadFree, and then nothing has changed.")
       .def(
+          "allocate_checked",
+          [](memory_object& self, std::size_t bytes, std::size_t alignment, nb::handle stream) {
+            const checked_block block = self.of->allocate_checked(bytes, alignment, in(self, stream));
+            return std::pair{number(block.address), block.generation};
+          },
+          "bytes"_a, "alignment"_a = 1, "stream"_a = nb::none(),
+          "As BuddyAllocator.allocate_checked(). On the host with streams, `stream` must be given.")
+      .def(
+          "free_checked",
+          [](memory_object& self, std::uintptr_t address, std::uint64_t generation, std::size_t bytes, nb::handle stream) {
+            free_checked(*self.of, address, generation, bytes, in(self, stream));
+          },
+          "address"_a, "generation"_a, "bytes"_a = 0, "stream"_a = nb::none(),
+          "Frees a raw block by its handle. Raises BadFree.")
+      .def(
           "record_stream",
           [](memory_object& self, nb::handle what, nb::handle stream) {
             tensor* of = nullptr;
-            if (nb::try_cast(what, of) && &of->pool() != self.of.get())
+            if (nb::try_cast(what, of) && of != nullptr && &of->pool() != self.of.get())
               raise(bad_free{.code = error::wrong_pool, .pointer = of->address(), .bytes = of->bytes()});
             void* const address = of != nullptr ? of->address() : pointer(nb::cast<std::uintptr_t>(what));
             const error code = self.of->record_stream(address, in(self, stream));
             if (code >= error::double_free) raise(bad_free{.code = code, .pointer = address});
             require(code, "record_stream", *self.of);
           },
-          "block"_a, "stream"_a,
+          "block"_a, nb::arg("stream").none(),
           "Work in `stream` uses the tensor, or the block at that address, too: freed, it stays out of use until the work\n"
           "that is in the stream then is done as well. Raises BadFree, ValueError.")
       .def(
           "release_stream", [](memory_object& self, nb::handle stream) { return self.of->release_stream(in(self, stream)); },
-          "stream"_a,
+          nb::arg("stream").none(),
           "The stream will be destroyed: the pool forgets its handle. Another thread must not be inside a call for it.\n"
           "False: no event could be recorded, and what was freed in it stays out of use until synchronize().")
       .def(
           "begin_capture",
           [](memory_object& self, nb::handle stream) { require(self.of->begin_capture(in(self, stream)), "begin_capture", *self.of); },
-          "stream"_a,
+          nb::arg("stream").none(),
           "What is allocated in the stream from now on belongs to the graph that it captures, or is about to capture.\n"
           "Raises ValueError: not a stream, or begun already.")
       .def(
           "end_capture",
           [](memory_object& self, nb::handle stream) { require(self.of->end_capture(in(self, stream)), "end_capture", *self.of); },
-          "stream"_a, "Before the capture ends. Raises ValueError: it was not begun, or the capture is over.")
+          nb::arg("stream").none(), "Before the capture ends. Raises ValueError: it was not begun, or the capture is over.")
       .def(
           "synchronize", [](memory_object& self) { return self.of->synchronize(); },
           "Waits, without the GIL, until all work is done that may use blocks freed so far; then they are everybody's.\n"
           "False: that cannot be told of all streams.")
       .def(
           "stream_synchronize", [](memory_object& self, nb::handle stream) { return self.of->stream_synchronize(in(self, stream)); },
-          "stream"_a, "The same for one stream.")
+          nb::arg("stream").none(), "The same for one stream.")
       .def(
           "close",
           [](memory_object& self) {
