@@ -256,6 +256,19 @@ void* orderly_torch_base_alloc(void* ptr, std::size_t* size) {
   return reinterpret_cast<void*>(base);
 }
 
+int orderly_torch_memory_stats(int device, orderly_torch_stats* stats) {
+  if (stats != nullptr) *stats = {};
+  const bool known = device >= 0 && device < most_devices;
+  const stream_pool* const of = known ? places[static_cast<std::size_t>(device)].pool.load(acquire) : nullptr;  // pool_of()
+  if (of == nullptr || stats == nullptr) return 1;
+  const orderly::stream_statistics now = of->stats();
+  const orderly::statistics& memory = now.memory;
+  *stats = {memory.requested,      memory.allocated,      memory.cached,   memory.committed, memory.peak_requested,
+            memory.peak_committed, memory.capacity,       now.held,        memory.allocations, memory.frees,
+            memory.failed,         memory.bad_frees,      memory.passes};
+  return 0;
+}
+
 void orderly_torch_init(int) {
   try {
     static_cast<void>(read_environment());

@@ -120,6 +120,7 @@ memory::~memory() {
 
 void memory::close() {
   if (!is_open()) return;
+  if (hooked) raise(PyExc_RuntimeError, "close(): the pool serves another library, which may have blocks of it at any time");
   if (calls_ != 0) raise(PyExc_RuntimeError, "close(): another thread is inside a call of this pool");
   std::optional<pool> plain;
   std::optional<stream_pool> streams;
@@ -187,10 +188,14 @@ error memory::deallocate(const checked_block& block, std::size_t bytes, stream_h
 void memory::deallocate_or_report(void* pointer, std::size_t bytes, stream_handle stream) noexcept {
   bad_free report;
   if (deallocate(pointer, bytes, stream, &report) == error::none) return;
-  if (asks != nullptr && asks->bad_free.is_valid() && interpreter_lives())
-    tell(*asks, report);
+  this->report(report);
+}
+
+void memory::report(const bad_free& refused) const noexcept {
+  if (asks != nullptr && interpreter_lives())
+    tell(*asks, refused);
   else
-    on_bad_free::print(report);
+    on_bad_free::print(refused);
 }
 
 error memory::record_stream(void* pointer, stream_handle stream) {

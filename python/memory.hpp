@@ -78,6 +78,8 @@ class memory {
   [[nodiscard]] error deallocate(const checked_block& block, std::size_t bytes, stream_handle stream, bad_free* report);
   /// For those who cannot raise: a refusal goes to the handler.
   void deallocate_or_report(void* pointer, std::size_t bytes, stream_handle stream) noexcept;
+  /// To the handler. Also without the GIL.
+  void report(const bad_free& refused) const noexcept;
 
   [[nodiscard]] error record_stream(void* pointer, stream_handle stream);
   [[nodiscard]] error begin_capture(stream_handle stream);
@@ -99,6 +101,7 @@ class memory {
   [[nodiscard]] std::size_t granule() const noexcept;
   [[nodiscard]] std::size_t capacity() const noexcept;
   [[nodiscard]] const pool* plain() const noexcept { return plain_ ? &*plain_ : nullptr; }
+  [[nodiscard]] pool* plain() noexcept { return plain_ ? &*plain_ : nullptr; }
   [[nodiscard]] bool has_streams() const noexcept { return driver_ != nullptr; }
   [[nodiscard]] bool is_open() const noexcept { return plain_ || streams_; }
   [[nodiscard]] const place& where() const noexcept { return where_; }
@@ -115,6 +118,7 @@ class memory {
 
   std::shared_ptr<handlers> asks;
   std::size_t tensors = 0;  ///< alive
+  bool hooked = false;      ///< another library's allocator uses the pool, for ever
 
  private:
   class call;

@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 
 #include "errors.hpp"
+#include "hooks.hpp"
 #include "pools.hpp"
 #include "streams.hpp"
 #include "tensor.hpp"
@@ -21,4 +22,5 @@ NB_MODULE(_core, m) {
   orderly::python::bind_streams(m);
   orderly::python::bind_tensor(m);
   orderly::python::bind_pools(m);
+  orderly::python::bind_hooks(m);
 }

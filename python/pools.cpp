@@ -499,6 +499,14 @@ void bind_memory(nb::module_& m) {
 
 }  // namespace
 
+std::shared_ptr<memory> memory_of(nb::handle pool) {
+  buddy_object* buddy = nullptr;
+  memory_object* object = nullptr;
+  if (nb::try_cast(pool, buddy) && buddy != nullptr) return buddy->of;
+  if (nb::try_cast(pool, object) && object != nullptr) return object->of;
+  raise(PyExc_TypeError, "give a MemoryPool or a BuddyAllocator");
+}
+
 void bind_pools(nb::module_& m) {
   bind_buddy(m);
   bind_memory(m);

@@ -355,6 +355,25 @@ TEST_CASE("a recorded stream keeps a freed block from its owner's next work") {
   });
 }
 
+TEST_CASE("figures of a device's pool, and of none") {
+  run("8M", [] {
+    orderly_torch_stats stats{.requested = 1};
+    EXPECT(orderly_torch_memory_stats(0, &stats) == 1);
+    EXPECT(stats.requested == 0 && stats.capacity == 0);
+    EXPECT(orderly_torch_memory_stats(-1, &stats) == 1);
+    EXPECT(orderly_torch_memory_stats(1000, &stats) == 1);
+    void* const block = orderly_torch_alloc(1000, 0, nullptr);
+    EXPECT(orderly_torch_memory_stats(0, nullptr) == 1);
+    EXPECT(orderly_torch_memory_stats(0, &stats) == 0);
+    EXPECT(stats.requested == 1000 && stats.allocated >= 1000 && stats.capacity == 8 * mib);
+    EXPECT(stats.allocations == 1 && stats.frees == 0 && stats.held == 0);
+    EXPECT(orderly_torch_try_alloc(9 * mib, 0, nullptr) == nullptr);
+    orderly_torch_free(block, 1000, 0, nullptr);
+    EXPECT(orderly_torch_memory_stats(0, &stats) == 0);
+    EXPECT(stats.requested == 0 && stats.frees == 1 && stats.failed == 1 && stats.peak_requested == 1000);
+  });
+}
+
 TEST_CASE("emptying the cache waits for work that uses freed memory") {
   run("1M", [] {
     cudaStream_t const in = new_stream();

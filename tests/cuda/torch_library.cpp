@@ -42,7 +42,8 @@ TEST_CASE("all functions are there, and nothing of orderly's else") {
   const library loaded;
   for (const char* const name :
        {"orderly_torch_alloc", "orderly_torch_try_alloc", "orderly_torch_free", "orderly_torch_record_stream",
-        "orderly_torch_reset", "orderly_torch_memory_fraction", "orderly_torch_base_alloc", "orderly_torch_init"}) {
+        "orderly_torch_reset", "orderly_torch_memory_fraction", "orderly_torch_base_alloc", "orderly_torch_init",
+        "orderly_torch_memory_stats"}) {
     CAPTURE(name);
     CHECK(loaded.exports(name));
   }

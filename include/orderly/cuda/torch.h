@@ -31,7 +31,7 @@
  * CUDA graphs: each call asks whether its stream captures; what a capture allocates stays with its graph until
  * that is destroyed. Several graphs do not share memory (the argument `pool` of torch.cuda.graph has no effect).
  *
- * Not supported: memory statistics and snapshots, which PyTorch asks of its own allocator alone. */
+ * PyTorch asks its own allocator alone for statistics and snapshots; orderly_torch_memory_stats() is in their place. */
 #ifndef ORDERLY_CUDA_TORCH_H
 #define ORDERLY_CUDA_TORCH_H
 
@@ -75,6 +75,14 @@ ORDERLY_API void orderly_torch_memory_fraction(double fraction, int device);
 /* For set_base_alloc_fn: start and length of the device's allocation that the pointer lies in, which is what CUDA
  * shares between processes. *size may be null. A pointer of no pool is returned as it is, with length 0. */
 ORDERLY_API void *orderly_torch_base_alloc(void *ptr, size_t *size);
+
+/* Figures of a device's pool: see orderly::stream_statistics. Sizes in bytes. Returns 0; 1: the device has no pool yet, and
+ * all figures are 0. */
+typedef struct {
+  size_t requested, allocated, cached, committed, peak_requested, peak_committed, capacity, held;
+  unsigned long long allocations, frees, failed, bad_frees, passes;
+} orderly_torch_stats;
+ORDERLY_API int orderly_torch_memory_stats(int device, orderly_torch_stats *stats);
 
 /* For set_init_fn: reads the environment, and says on stderr what in it is not understood. */
 ORDERLY_API void orderly_torch_init(int device_count);
