@@ -10,7 +10,10 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <new>
 #include <optional>
+#include <shared_mutex>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -19,7 +22,9 @@
 #include "orderly/software_stream.hpp"
 #include "orderly/stream_pool.hpp"
 #include "support/double_driver.hpp"
+#include "support/last_uses.hpp"
 #include "support/lockstep_threads.hpp"
+#include "support/paper_source.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
 #include "support/stream_bench.hpp"
@@ -82,6 +87,177 @@ struct piece {
   in.synchronize();
   return *seen;
 }
+
+/// A pool whose streams come and go, and threads that use blocks in them, hand them on, free them in other streams and
+/// record them. Work runs late, when somebody waits for it, so that an order which is missing is seen. In its calls the
+/// driver lets others in.
+class traffic {
+ public:
+  /// `bytes` draws the length of a block; `visits` of a hundred steps bring another stream for a moment.
+  traffic(std::size_t capacity, bool flat, std::size_t streams, std::size_t visits,
+          std::function<std::size_t(random_engine&)> bytes)
+      : visits_(visits),
+        bytes_(std::move(bytes)),
+        driver_(std::make_shared<double_driver>(device_.driver())),
+        buffer_(flat ? new (std::align_val_t{4096}) std::byte[capacity] : nullptr),
+        places_(streams) {
+    driver_->recorded = [](stream_handle) { let_others_in(); };
+    driver_->asked = [] { let_others_in(); };
+    driver_->let_go = [] { let_others_in(); };
+    stream_options settings;
+    settings.memory.capacity = capacity;
+    settings.memory.on_bad_free = on_bad_free::count;
+    tested_.emplace(flat ? make_fixed_buffer_source(buffer_.get(), capacity)
+                         : std::make_unique<last_uses_source>(
+                               make_paper_source(64 * kib, std::make_shared<paper_map>(), log_), uses_),
+                    driver_, settings);
+    for (place& each : places_) each.stream.emplace(device_);
+  }
+
+  void run(std::size_t threads, std::size_t steps) {
+    run_threads(threads, [&](std::size_t self) {
+      random_engine random = make_random(self);
+      std::vector<block> own;
+      for (std::size_t step = 0; step < steps; ++step) {
+        const std::size_t kind = uniform(random, 0, 99);
+        if (uniform(random, 0, 99) < visits_) {
+          if (own.size() < 12) visit(random, own);
+        } else if (kind < 50) {
+          if (own.size() < 12) allocate(random, own);
+        } else if (kind < 94) {
+          if (!own.empty()) free(random, own);
+        } else if (kind < 97) {
+          replace(places_[uniform(random, 0, places_.size() - 1)]);
+        } else if (kind < 99) {
+          place& at = places_[uniform(random, 0, places_.size() - 1)];
+          const std::shared_lock used(at.mutex);
+          at.stream->synchronize();
+        } else if (uniform(random, 0, 3) == 0) {
+          static_cast<void>(tested_->trim());
+        } else if (uniform(random, 0, 9) == 0) {
+          found_.expect(tested_->synchronize(), "a driver could not tell");
+        }
+      }
+      while (!own.empty()) free(random, own);
+    });
+    random_engine random = make_random(threads);
+    while (!passed_on_.empty()) free(random, passed_on_);
+    ORDERLY_CHECK_FINDINGS(found_);
+    CHECK(uses_.torn_away() == 0);
+    CHECK(tested_->stats().memory.bad_frees == 0);
+    for (int i = 0; i < 4; ++i) CHECK(tested_->synchronize());
+    CHECK(tested_->stats().held == 0);
+    check_sound(*tested_);
+    ORDERLY_CHECK_CONTRACT(*log_);
+  }
+
+  [[nodiscard]] const stream_pool& tested() const noexcept { return *tested_; }
+
+ private:
+  struct place {
+    std::shared_mutex mutex;  ///< shared: the stream stays
+    std::optional<software_stream> stream;
+  };
+  struct block {
+    void* address = nullptr;
+    std::size_t bytes = 0;
+    std::vector<last_uses::work> by{};
+    std::shared_ptr<void> event = nullptr;  ///< behind its use in the stream that it was allocated in
+  };
+
+  static void let_others_in() {
+    for (int i = 0; i < 3; ++i) std::this_thread::yield();
+  }
+
+  /// Work in the stream that must come after `before`.
+  [[nodiscard]] last_uses::work enqueue(software_stream& in, std::vector<last_uses::work> before) {
+    auto done = std::make_shared<std::atomic<bool>>(false);
+    in.enqueue([this, done, before = std::move(before)] {
+      for (const last_uses::work& each : before) found_.expect(each->load(), "memory was given away while it was in use");
+      *done = true;
+    });
+    return done;
+  }
+
+  void allocate(random_engine& random, std::vector<block>& own) {
+    place& at = places_[uniform(random, 0, places_.size() - 1)];
+    const std::shared_lock used(at.mutex);
+    allocate(random, own, *at.stream);
+  }
+  void allocate(random_engine& random, std::vector<block>& own, software_stream& stream) {
+    const stream_handle in = stream.handle();
+    block next{nullptr, bytes_(random)};
+    const std::size_t alignment = uniform(random, 0, 2) == 0 ? 512 : 1;  // of such no cache holds small ones
+    next.address = tested_->try_allocate(next.bytes, alignment, in);
+    if (next.address == nullptr) return;
+    next.by.push_back(enqueue(stream, uses_.take(next.address, next.bytes)));
+    const std::shared_ptr<stream_driver> inner = device_.driver();
+    next.event = {inner->record(in), [inner](event_handle event) { inner->release(event); }};
+    own.push_back(std::move(next));
+  }
+
+  /// One of them, or one that another thread has handed on, in whatever stream.
+  void free(random_engine& random, std::vector<block>& own) {
+    std::swap(own[uniform(random, 0, own.size() - 1)], own.back());
+    block last = std::move(own.back());
+    own.pop_back();
+    if (&own != &passed_on_ && uniform(random, 0, 1) == 0) {
+      const std::lock_guard hold(passing_);
+      passed_on_.push_back(std::move(last));
+      if (passed_on_.size() < 12) return;
+      std::swap(passed_on_[uniform(random, 0, passed_on_.size() - 1)], passed_on_.back());
+      last = std::move(passed_on_.back());
+      passed_on_.pop_back();
+    }
+    const auto behind_its_use = [&](const place& at) {
+      found_.expect(device_.driver()->wait(at.stream->handle(), last.event.get()), "a wait was refused");
+    };
+    if (uniform(random, 0, 3) == 0) {
+      place& other = places_[uniform(random, 0, places_.size() - 1)];
+      const std::shared_lock used(other.mutex);
+      found_.expect(tested_->record_stream(last.address, other.stream->handle()) == error::none, "a record was refused");
+      behind_its_use(other);
+      last.by.push_back(enqueue(*other.stream, last.by));
+    }
+    place& at = places_[uniform(random, 0, places_.size() - 1)];
+    const std::shared_lock used(at.mutex);
+    behind_its_use(at);
+    last.by.push_back(enqueue(*at.stream, {last.by.front()}));
+    uses_.leave(last.address, last.bytes, last.by);
+    found_.expect(tested_->try_deallocate(last.address, last.bytes, at.stream->handle()) == error::none,
+                  "a good free was refused");
+  }
+
+  /// A stream that takes a block and goes: its lane is soon another's.
+  void visit(random_engine& random, std::vector<block>& own) {
+    software_stream passing(device_);
+    allocate(random, own, passing);
+    found_.expect(tested_->release_stream(passing.handle()), "a last event was refused");
+    if (uniform(random, 0, 1) == 0) passing.synchronize();
+  }
+
+  /// The stream goes, with work in it, and another comes.
+  void replace(place& of) {
+    const std::unique_lock alone(of.mutex, std::try_to_lock);
+    if (!alone) return;
+    found_.expect(tested_->release_stream(of.stream->handle()), "a last event was refused");
+    of.stream.reset();
+    of.stream.emplace(device_);
+  }
+
+  const std::size_t visits_;
+  const std::function<std::size_t(random_engine&)> bytes_;
+  findings found_;
+  last_uses uses_;
+  std::shared_ptr<source_log> log_ = std::make_shared<source_log>();
+  software_device device_{software_schedule::lazy};
+  std::shared_ptr<double_driver> driver_;
+  std::unique_ptr<std::byte[], bench::aligned_delete> buffer_;
+  std::optional<stream_pool> tested_;
+  std::vector<place> places_;
+  std::mutex passing_;
+  std::vector<block> passed_on_;  ///< guarded by passing_
+};
 
 }  // namespace
 
@@ -1060,4 +1236,61 @@ TEST_SUITE("unit") {
     }
   }
 
+}  // TEST_SUITE
+
+TEST_SUITE("stress") {
+  TEST_CASE("what a pass gives away lies behind its barrier by the time another thread takes it") {
+    constexpr std::size_t bytes = 256;
+    constexpr std::size_t alignment = 512;  // beyond the granule: no cache holds such blocks
+    double_bench b(3, 64 * kib, software_schedule::lazy, {}, 0, true);
+    std::vector<void*> blocks;
+    while (void* const block = b.tested->try_allocate(bytes, alignment, b[0])) blocks.push_back(block);
+    REQUIRE(blocks.size() > 2);
+    std::vector<piece> last_uses(2);
+    for (std::size_t i = 0; i < last_uses.size(); ++i) {  // a batch for each
+      last_uses[i].enter(b.stream[0]);
+      b.tested->deallocate(blocks[i], bytes, b[0]);
+      static_cast<void>(b.tested->defragment());
+    }
+    std::atomic<bool> ready = false;
+    std::atomic<bool> given = false;
+    std::atomic<bool> taken = false;
+    void* meanwhile = nullptr;
+    std::thread other([&] {
+      CHECK(b.tested->record_stream(blocks.back(), b[2]) == error::none);  // it knows the stream
+      ready = true;
+      static_cast<void>(comes(given));
+      meanwhile = b.tested->try_allocate(bytes, alignment, b[2]);
+      taken = true;
+    });
+    CHECK(comes(ready));
+    b.driver->let_go = [&] {  // in a pass that has given the first batch away
+      if (!given.exchange(true)) CHECK(comes(taken));
+    };
+    void* const pressed = b.tested->try_allocate(bytes, alignment, b[1]);
+    b.driver->let_go = nullptr;
+    CHECK(given.exchange(true));
+    other.join();
+    CHECK(meanwhile == blocks[0]);
+    CHECK(pressed == blocks[1]);
+    CHECK(ordered(b.stream[2], last_uses[0]));
+    CHECK(ordered(b.stream[1], last_uses[1]));
+  }
+
+  TEST_CASE("streams come and go under load: who gets memory comes after its last users; the source gets none before") {
+    SUBCASE("in one piece of memory") {
+      traffic load(mib, true, 6, 1, [](random_engine& random) { return log_uniform(random, 1, 64 * kib); });
+      load.run(4, scaled(20000));
+    }
+    SUBCASE("small blocks, many streams") {
+      traffic load(256 * kib, true, 24, 20, [](random_engine& random) { return log_uniform(random, 1, 4 * kib); });
+      load.run(4, scaled(20000));
+    }
+    SUBCASE("in memory by the chunk, up to large blocks") {
+      traffic load(48 * mib, false, 6, 1, [](random_engine& random) {
+        return uniform(random, 0, 2) == 0 ? uniform(random, 3 * mib, 14 * mib) : log_uniform(random, 1, 2 * mib);
+      });
+      load.run(4, scaled(10000));
+    }
+  }
 }  // TEST_SUITE

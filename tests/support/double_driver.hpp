@@ -46,7 +46,10 @@ class double_driver final : public stream_driver {
     return inner_->query(event);
   }
   bool synchronize(event_handle event) noexcept override { return inner_->synchronize(event); }
-  void release(event_handle event) noexcept override { inner_->release(event); }
+  void release(event_handle event) noexcept override {
+    inner_->release(event);
+    if (let_go) let_go();
+  }
   bool synchronize_all() noexcept override {
     const bool known = inner_->synchronize_all();
     if (idle) idle();
@@ -71,6 +74,7 @@ class double_driver final : public stream_driver {
   std::function<bool()> fail_query;
   std::function<void(stream_handle)> recorded;
   std::function<void()> asked;
+  std::function<void()> let_go;
   std::function<void()> idle;  ///< the device was, a moment ago
   std::function<void()> capture_asked;
   std::function<void()> identified;
