@@ -51,17 +51,21 @@ class free_room {
     std::size_t rank = 0;
   };
 
-  /// The smallest node of at least that order behind a rank; what is left of it is there for others. Nothing: there is
-  /// none.
+  /// The smallest node of at least that order in the last chunk that has one behind a rank; what is left of it is there for
+  /// others. Nothing: there is none.
   [[nodiscard]] std::optional<entry> take(unsigned order, std::size_t behind) {
+    unsigned chosen = max_orders;
     for (unsigned k = order; k < max_orders; ++k) {
-      if (nodes_[k].empty() || nodes_[k].back().rank <= behind) continue;
-      const entry found = nodes_[k].back();
-      nodes_[k].pop_back();
-      for (node rest = found.of; rest.order > order; rest = rest.left()) add(rest.right(), found.rank);
-      return found;
+      if (nodes_[k].empty()) continue;
+      const std::size_t rank = nodes_[k].back().rank;
+      if (rank > behind && (chosen == max_orders || rank > nodes_[chosen].back().rank)) chosen = k;
     }
-    return std::nullopt;
+    if (chosen == max_orders) return std::nullopt;
+    const entry found = nodes_[chosen].back();
+    nodes_[chosen].pop_back();
+    // Its chunk is the last one of all orders, so each list stays in order.
+    for (node rest = found.of; rest.order > order; rest = rest.left()) add(rest.right(), found.rank);
+    return found;
   }
   /// Undoes the last take() that is not undone.
   void put_back(const entry& taken, unsigned order) {

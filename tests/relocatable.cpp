@@ -153,6 +153,32 @@ TEST_CASE("every second block is freed: as many chunks come free as the free byt
   }
 }
 
+TEST_CASE("a few blocks are left in each chunk: they end up in the fewest chunks that hold them") {
+  for (const std::size_t of_each : {4UL, 8UL, 16UL}) {  // so many fit into a chunk; one is kept
+    CAPTURE(of_each);
+    const std::size_t bytes = chunk / of_each;
+    pool tested(options{.capacity = 32 * mib, .limit = 8 * mib});
+    relocatable_blocks blocks(tested);
+    std::vector<relocatable> all;
+    for (;;) {
+      const relocatable block = blocks.try_allocate(bytes);
+      if (block == relocatable::none) break;
+      all.push_back(block);
+    }
+    std::vector<relocatable> kept;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (i % of_each == 0)
+        kept.push_back(all[i]);
+      else
+        CHECK(blocks.deallocate(all[i]) == error::none);
+    }
+    const relocation_statistics done = run(blocks);
+    CHECK(8 * mib / chunk - done.chunks <= kept.size() / of_each + 1);
+    for (const relocatable each : kept) CHECK(blocks.deallocate(each) == error::none);
+    check_idle(tested);
+  }
+}
+
 TEST_CASE("blocks of many sizes: chunks come free, and all keep their contents") {
   pool tested(options{.capacity = 64 * mib, .limit = 16 * mib});
   relocatable_blocks blocks(tested);
