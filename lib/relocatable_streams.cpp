@@ -350,9 +350,9 @@ class relocatable_stream_blocks::state final : public relocatable_set<pool::stat
   [[nodiscard, gnu::noinline]] bool wait_for_copies(lane& in) noexcept {
     const std::lock_guard lock(lanes_.event_mutex());
     atomic<std::uint64_t>& waited = known_[in.number].waited;
-    if (waited.load(relaxed) >= copies_.step) return true;  // changed under this mutex
+    if (waited.load(relaxed) >= copies_.latest) return true;  // changed under this mutex
     if (!has_event(in) || (copies_.event != nullptr && !wait(in, copies_.event))) return false;
-    waited.store(copies_.step, release);  // W
+    waited.store(copies_.latest, release);  // W
     return true;
   }
   /// Pre: the mutex of events. `by`: a stream that is known to be there.
@@ -368,9 +368,9 @@ class relocatable_stream_blocks::state final : public relocatable_set<pool::stat
   }
 
   [[nodiscard]] std::uint64_t users_of(const std::vector<relocation>& moves) const noexcept {
-    std::uint64_t users = 0;
-    for (const relocation& each : moves) users |= at(index_of(each.block)).users.load(relaxed);  // acquired by the mark
-    return users;
+    std::uint64_t all = 0;
+    for (const relocation& each : moves) all |= at(index_of(each.block)).users.load(relaxed);  // acquired by the mark
+    return all;
   }
 
   /// (2) Returns the users that the stream cannot be made to wait for.
@@ -415,20 +415,20 @@ class relocatable_stream_blocks::state final : public relocatable_set<pool::stat
 
   /// (4), (5): ends the moves, at their new places, or where they were. False: the latter.
   [[nodiscard]] bool settle(const std::vector<relocation>& moves, bool copied, lane& in) noexcept {
-    std::uint64_t step = 0;
+    std::uint64_t number = 0;
     {
       const std::lock_guard lock(lanes_.event_mutex());
-      step = ++copies_.step;
+      number = ++copies_.latest;
       shared_event event = record(in);
       copies_.owed = event == nullptr ? &in : nullptr;
       if (event == nullptr) gap_ = lanes_.number_gap();
       copied = copied && event != nullptr;
       if (event != nullptr) copies_.event = std::move(event);
-      known_[in.number].waited.store(step, release);  // W: it is the stream itself
+      known_[in.number].waited.store(number, release);  // W: it is the stream itself
     }
     for (const relocation& each : moves) {
       used_record& r = at(index_of(each.block));
-      r.step.store(step, relaxed);
+      r.step.store(number, relaxed);
       if (copied) {
         r.address.store(each.to, relaxed);
         r.users.store(0, relaxed);
@@ -454,10 +454,10 @@ class relocatable_stream_blocks::state final : public relocatable_set<pool::stat
   std::uint64_t lost_users_ = 0;     ///< bits of streams that ended without an event
   std::uint64_t gap_ = 0;            ///< number of the last gap: lost users, or copies without an event
   struct {
-    std::uint64_t step = 0;  ///< the last one
-    shared_event event;      ///< of its copies; null: there are none, or they are over
-    lane* owed = nullptr;    ///< the stream in which the event could not be recorded yet; null: it was
-    bool lost = false;       ///< that stream has ended without one
+    std::uint64_t latest = 0;  ///< number of the last step
+    shared_event event;        ///< of its copies; null: there are none, or they are over
+    lane* owed = nullptr;      ///< the stream in which the event could not be recorded yet; null: it was
+    bool lost = false;         ///< that stream has ended without one
   } copies_;
 };
 

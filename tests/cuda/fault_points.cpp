@@ -374,10 +374,11 @@ void use_relocation(scene& in, bool safe_mode) {
   const auto free_all = [&] {
     std::erase_if(live, [&](relocatable each) { return blocks->deallocate(each, first.get()) == error::none; });
   };
+  // All work is in one stream, so that the program has nothing to order.
   const auto use = [&](relocatable block, cudaStream_t stream) {
     void* address = nullptr;
     if (!in.did([&] { return (address = blocks->pin(block, stream)) != nullptr; })) return;
-    static_cast<void>(cudaMemsetAsync(address, 1, bytes, stream));
+    if (stream == first.get()) static_cast<void>(cudaMemsetAsync(address, 1, bytes, stream));
     blocks->unpin(block, stream);
   };
   const auto step = [&](cudaStream_t stream) {
@@ -401,7 +402,8 @@ void use_relocation(scene& in, bool safe_mode) {
   for (const relocatable each : live) use(each, first.get());
   in.did([&] { return made->release_stream(second.get()); });
   step(first.get());
-  for (const relocatable each : live) use(each, second.get());
+  for (const relocatable each : live) use(each, second.get());  // another stream by now, for the pool
+  for (const relocatable each : live) use(each, first.get());
   static_cast<void>(blocks->end());
   if (!in.is_over()) {
     blocks.reset();
