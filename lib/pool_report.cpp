@@ -6,11 +6,7 @@
 #include <array>
 #include <bit>
 #include <cstdio>
-#include <functional>
 #include <mutex>
-#include <optional>
-
-#include "tag_names.hpp"
 
 namespace orderly {
 
@@ -186,9 +182,6 @@ void pool::state::advise(memory_report& to) const noexcept {
 memory_report pool::state::report(std::size_t bytes, std::size_t alignment,
                                   const memory_report::attempts* tried) noexcept {
   memory_report r;
-  // Of streams' lanes handles are read that a pass may give to others.
-  std::unique_lock<pass_mutex> pass(pass_mutex_, std::defer_lock);
-  if (lanes_ != nullptr) pass.lock();
   const statistics now = stats();
   if (tried != nullptr) r.tried = *tried;
   r.capacity = now.capacity;
@@ -200,9 +193,13 @@ memory_report pool::state::report(std::size_t bytes, std::size_t alignment,
   r.peak_requested = now.peak_requested;
   r.cached = now.cached;
   r.chunk = shape().flat ? 0 : shape().chunk_bytes();
-  add_lanes(r);
+  if (lanes_ == nullptr) {
+    add_lanes(r);
+  } else {
+    const std::lock_guard pass(pass_mutex_);  // handles are read that a pass may give to others
+    add_lanes(r);
+  }
   add_free(r);
-  if (pass.owns_lock()) pass.unlock();
   add_tags(r);
   if (r.committed != 0) r.fragmentation = 100.0 * static_cast<double>(r.scattered) / static_cast<double>(r.committed);
   r.largest_grown = r.largest_now;

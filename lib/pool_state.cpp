@@ -10,8 +10,6 @@
 #include <string>
 #include <utility>
 
-#include "tag_names.hpp"
-
 namespace orderly {
 
 using namespace detail;

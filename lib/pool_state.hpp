@@ -34,6 +34,7 @@
 #include "registry.hpp"
 #include "relocation.hpp"
 #include "tag_accounts.hpp"
+#include "tag_names.hpp"
 #include "thread_fronts.hpp"
 
 namespace orderly {

@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "tag_names.hpp"
-#include "thread_fronts.hpp"
 
 namespace orderly {
 
@@ -12,6 +11,7 @@ using namespace detail;
 namespace detail {
 
 constinit tag_names all_tag_names;
+thread_local constinit std::uint16_t this_thread_tag = 0;
 
 }  // namespace detail
 

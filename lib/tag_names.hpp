@@ -21,6 +21,7 @@
 #include <string_view>
 
 #include "atomic.hpp"
+#include "fixed_offset.hpp"
 
 namespace orderly::detail {
 
@@ -61,5 +62,8 @@ class tag_names {
 
 /// The process's. Constant-initialised, and never destroyed in earnest: names can be asked for at any time.
 extern constinit tag_names all_tag_names;
+
+/// Number of the tag that the calling thread's allocations bear.
+ORDERLY_FIXED_OFFSET extern thread_local constinit std::uint16_t this_thread_tag;
 
 }  // namespace orderly::detail

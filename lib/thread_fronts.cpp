@@ -12,7 +12,6 @@ namespace orderly::detail {
 
 thread_local constinit thread_fronts this_thread_fronts;
 thread_local constinit thread_lanes this_thread_lanes;
-thread_local constinit std::uint16_t this_thread_tag = 0;
 
 namespace {
 

@@ -6,13 +6,7 @@
 #include <array>
 #include <cstdint>
 
-/// Keeps __tls_get_addr off the hot path. A library that a running program loads finds hardly any room for variables with
-/// fixed offsets, and is compiled without.
-#ifdef ORDERLY_LOADED_LATE
-#define ORDERLY_FIXED_OFFSET
-#else
-#define ORDERLY_FIXED_OFFSET [[gnu::tls_model("initial-exec")]]
-#endif
+#include "fixed_offset.hpp"
 
 namespace orderly::detail {
 
@@ -46,9 +40,6 @@ struct thread_fronts {
 };
 
 ORDERLY_FIXED_OFFSET extern thread_local constinit thread_fronts this_thread_fronts;
-
-/// Number of the tag that the thread's allocations bear; see orderly/tag.hpp.
-ORDERLY_FIXED_OFFSET extern thread_local constinit std::uint16_t this_thread_tag;
 
 /// A number that no other thread of the process ever has. From 1 on.
 [[nodiscard]] std::uint64_t this_thread_number() noexcept;

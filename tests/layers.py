@@ -18,8 +18,8 @@ LAYERS = [
     ('words', [
         ['orderly/checked.hpp', 'orderly/export.h'],
         ['orderly/report.hpp'],
-        ['orderly/block_observer.hpp', 'orderly/error.hpp', 'orderly/tag.hpp', 'atomic.hpp', 'part_map.hpp',
-         'reserved_array.hpp', 'size_class.hpp', 'uncancelled.hpp'],
+        ['orderly/block_observer.hpp', 'orderly/error.hpp', 'orderly/tag.hpp', 'atomic.hpp', 'fixed_offset.hpp',
+         'part_map.hpp', 'reserved_array.hpp', 'size_class.hpp', 'uncancelled.hpp'],
         ['orderly/options.hpp', 'orderly/stats.hpp', 'block_word.hpp', 'free_list.hpp', 'generations.hpp',
          'tag_accounts.hpp', 'tag_names.hpp'],
         ['geometry.hpp'],

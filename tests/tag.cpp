@@ -187,6 +187,11 @@ TEST_CASE("the peak of each tag is its own, exact while one thread works") {
   std::thread([&] { grow(weights, 60); }).join();  // this one's are published, or stay with its front
   CHECK(of(tested.tags(), weights).peak_requested >= 1'100'000 - 64 * kib);
   for (void* const block : blocks) tested.deallocate(block, 10'000);
+  blocks.clear();
+  // One that is too low for its thread to have published it.
+  grow(workspace, 3);
+  for (void* const block : blocks) tested.deallocate(block, 10'000);
+  CHECK(of(tested.tags(), workspace).peak_requested == 30'000);
   check_tags(tested);
   check_idle(tested);
 }
