@@ -9,6 +9,8 @@ figures out, and the report says so:
   replay-contended.json  two copies of each trace at once, one thread each, running freely
   limit-64KiB.json       --find-limit --chunk 64KiB
   limit-2MiB.json        --find-limit --chunk 2MiB
+  moves.json             --pieces --chunk 2MiB --limit-over-live 1.10
+  memory.json            orderly-memory-bench
   minimalloc.json        --find-limit --unit KiB on the MiniMalloc problems
   streams.json           orderly-stream-bench
   kernels.json           orderly-kernel-bench
@@ -31,10 +33,12 @@ import sys
 
 import compare
 import kernels
+import memory
 import streams
 
 OWN = compare.OWN
 TRACES = ('train_gpt', 'serve_vision', 'h200_train_gpt2', 'h200_serve_llama')
+HOST_TRACES = TRACES[:2]
 PROBLEMS = tuple(f'minimalloc-{letter}' for letter in 'ABCDEF')
 
 # Reserved memory over peak live memory of PyTorch 2.11's own allocator, when the trace was recorded.
@@ -95,12 +99,12 @@ def at_most(row, against, limit, reached, failed=False, note=''):
             'verdict': verdict}
 
 
-def check_smallest_limit(limits, trace):
-    own, other = (limits.value(trace, name, 'smallest_limit_bytes') for name in (OWN, 'best-fit'))
-    own_ratio, other_ratio = (limits.over_live(trace, name, 'smallest_limit_bytes') for name in (OWN, 'best-fit'))
+def check_smallest_limit(limits, trace, chunks, peer='best-fit'):
+    own, other = (limits.value(trace, name, 'smallest_limit_bytes') for name in (OWN, peer))
+    own_ratio, other_ratio = (limits.over_live(trace, name, 'smallest_limit_bytes') for name in (OWN, peer))
     reached = own / other if own and other else None
     note = f' ({rounded_up(own_ratio, 3)} to {rounded_up(other_ratio, 3)} of live)' if reached else ''
-    return at_most(f'{trace}: smallest limit, chunks of 64 KiB', "best fit's smallest arena", 1.05, reached,
+    return at_most(f'{trace}: smallest limit, chunks of {chunks}', f"{peer}'s smallest", 1.00, reached,
                    unserved(limits, trace), note)
 
 
@@ -155,25 +159,42 @@ class Results:
         self.fine = Replay(folder / 'limit-64KiB.json')
         self.coarse = Replay(folder / 'limit-2MiB.json')
         self.problems = Replay(folder / 'minimalloc.json')
+        self.moves = Replay(folder / 'moves.json')
+        self.memory = memory.Results(folder / 'memory.json')
         self.streams = streams.Results(folder / 'streams.json')
         self.kernels = kernels.Results(folder / 'kernels.json')
         self.stream_replays = {title: Replay(folder / f'streams-replay{name}.json') for title, name in STREAM_REPLAYS}
 
-    def only_streams(self):
-        others = (self.replay, self.contended, self.fine, self.coarse, self.problems)
-        return bool(self.streams.repetitions) and not self.throughput.repetitions and not any(r.rows for r in others)
+    def has_memory(self):
+        return bool(self.memory.entries) or any(r.rows for r in (self.fine, self.coarse, self.problems, self.moves))
+
+    def part(self):
+        """What the results are of, where it is not everything: 'streams' or 'memory'."""
+        if self.throughput.repetitions or self.replay.rows or self.contended.rows:
+            return ''
+        if self.has_memory():
+            return '' if self.streams.repetitions else 'memory'
+        return 'streams' if self.streams.repetitions else ''
 
     def targets(self):
-        if self.only_streams():
+        if self.part() == 'streams':
             return self.stream_targets()
-        lines = [check_smallest_limit(self.fine, trace) for trace in TRACES]
-        lines += [check_limit_over_live(self.coarse, trace, 'chunks of 2 MiB', 1.10,
-                                        f'peak live; PyTorch reserved {reserved:.2f}')
-                  for trace, reserved in PYTORCH_RESERVED.items()]
+        if self.part() == 'memory':
+            return self.memory_targets()
+        lines = self.memory_targets()
         lines += [check_default(self.replay, trace) for trace in TRACES]
         lines += [check_tail(self.contended, trace) for trace in TRACES]
-        lines += [check_problem(self.problems, name) for name in PROBLEMS]
         return lines + compare.check_targets(self.throughput) + self.stream_targets()
+
+    def memory_targets(self):
+        lines = [check_smallest_limit(self.fine, trace, '64 KiB') for trace in TRACES]
+        lines += [check_limit_over_live(self.coarse, trace, 'chunks of 2 MiB', 1.05,
+                                        f'peak live; PyTorch reserved {reserved:.2f}')
+                  for trace, reserved in PYTORCH_RESERVED.items()]
+        lines += [check_smallest_limit(self.coarse, trace, '2 MiB', peer)
+                  for trace in HOST_TRACES for peer in ('pytorch-like', 'best-fit')]
+        lines += [check_problem(self.problems, name) for name in PROBLEMS]
+        return lines + memory.check_targets(self.memory, self.moves, PYTORCH_RESERVED)
 
     def stream_targets(self):
         return (streams.check_targets(self.streams) + kernels.check_targets(self.kernels)
@@ -260,6 +281,8 @@ def stream_sections(results):
 def not_run(results):
     """What the report has no figures of."""
     missing = []
+    if not results.has_memory():
+        missing.append('smallest limits, and memory that moves')
     if not results.throughput.repetitions:
         missing.append('contended workloads of the pool without streams')
     if not results.replay.rows:
@@ -312,13 +335,15 @@ def slug(text):
 
 def warnings(results):
     """Both kinds of benchmarks say what makes their figures worthless."""
-    return (compare.warnings(results.throughput) + compare.warnings(results.streams)).strip()
+    kinds = (results.throughput, results.streams, results.memory)
+    return ''.join(map(compare.warnings, kinds)).strip()
 
 
 def report(results, title, notes, picture):
     sections = [f'# {title}\n', *(f'{note}\n' for note in notes), warnings(results)]
     if replays := replay_tables(results):
         sections += ['## Recorded PyTorch traces\n', replays]
+    sections += memory.sections(results.memory, results.moves)
     if picture:
         sections.append(f'![Memory over time, and the address map]({picture})\n')
     if results.throughput.repetitions:
@@ -335,7 +360,7 @@ def write(results, into, revision, load):
     date = datetime.date.today().isoformat()
     device = device_of(results.streams.context)
     where = f'{device}; {machine()}' if device else machine()
-    name = f'{date}-{"streams-" if results.only_streams() else ""}{slug(device.split(";")[0] if device else machine())}'
+    name = '-'.join(filter(None, [date, results.part(), slug(device.split(';')[0] if device else machine())]))
     into.mkdir(parents=True, exist_ok=True)
     picture = ''
     if (results.folder / 'replay.png').exists():
@@ -350,10 +375,10 @@ def write(results, into, revision, load):
     document = {'date': date, 'machine': where, 'system': system(), 'revision': revision, 'load': load,
                 'throughput': compare.as_json(results.throughput)['throughput'], 'targets': results.targets(),
                 'streams': streams.as_json(results.streams), 'kernels': kernels.as_json(results.kernels),
-                'not_run': not_run(results)}
+                'memory': memory.as_json(results.memory), 'not_run': not_run(results)}
     document['stream_replays'] = {title: list(replay.rows.values())
                                   for title, replay in results.stream_replays.items()}
-    for field in ('replay', 'contended', 'fine', 'coarse', 'problems'):
+    for field in ('replay', 'contended', 'fine', 'coarse', 'problems', 'moves'):
         document[field] = list(getattr(results, field).rows.values())
     (into / f'{name}.json').write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
     return text, into / name

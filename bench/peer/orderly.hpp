@@ -45,6 +45,7 @@ class orderly_peer {
   [[nodiscard]] std::optional<memory_moves> moved() const noexcept {
     return moves_ != nullptr ? std::optional(moves_->total()) : std::nullopt;
   }
+  [[nodiscard]] pool& memory() noexcept { return pool_; }
   [[nodiscard]] const pool& memory() const noexcept { return pool_; }
   [[nodiscard]] std::size_t rounded(std::size_t bytes) const noexcept { return pool_.rounded(bytes); }
 

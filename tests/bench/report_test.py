@@ -57,22 +57,84 @@ class Reports(unittest.TestCase):
 
     def test_smallest_limit_is_compared_with_best_fit(self):
         self.write('limit-64KiB.json',
-                   row('train_gpt', 'orderly', smallest_limit_bytes=1050),
+                   row('train_gpt', 'orderly', smallest_limit_bytes=1000),
                    row('train_gpt', 'best-fit', smallest_limit_bytes=1000),
-                   row('serve_vision', 'orderly', smallest_limit_bytes=1051),
+                   row('serve_vision', 'orderly', smallest_limit_bytes=1001),
                    row('serve_vision', 'best-fit', smallest_limit_bytes=1000),
                    row('h200_train_gpt2', 'orderly'), row('h200_train_gpt2', 'best-fit', smallest_limit_bytes=1000),
                    row('h200_serve_llama', 'orderly', smallest_limit_bytes=1000))
-        self.assertEqual(self.verdict('train_gpt: smallest'), ('met', '1.050 (1.050 to 1.000 of live)'))
-        self.assertEqual(self.verdict('serve_vision: smallest'), ('missed', '1.051 (1.051 to 1.000 of live)'))
+        self.assertEqual(self.verdict('train_gpt: smallest limit, chunks of 64 KiB'),
+                         ('met', '1.000 (1.000 to 1.000 of live)'))
+        self.assertEqual(self.verdict('serve_vision: smallest limit, chunks of 64 KiB'),
+                         ('missed', '1.001 (1.001 to 1.000 of live)'))
         self.assertEqual(self.verdict('h200_train_gpt2: smallest limit, chunks of 64 KiB'), ('missed', 'refused'))
         self.assertEqual(self.verdict('h200_serve_llama: smallest limit, chunks of 64 KiB'), ('not measured', ''))
 
     def test_limit_over_live(self):
-        self.write('limit-2MiB.json', row('h200_train_gpt2', 'orderly', smallest_limit_bytes=1100),
-                   row('h200_serve_llama', 'orderly', smallest_limit_bytes=1101))
-        self.assertEqual(self.verdict('h200_train_gpt2: smallest limit, chunks of 2 MiB'), ('met', '1.100'))
-        self.assertEqual(self.verdict('h200_serve_llama: smallest limit, chunks of 2 MiB'), ('missed', '1.101'))
+        self.write('limit-2MiB.json', row('h200_train_gpt2', 'orderly', smallest_limit_bytes=1050),
+                   row('h200_serve_llama', 'orderly', smallest_limit_bytes=1051),
+                   row('train_gpt', 'orderly', smallest_limit_bytes=1200),
+                   row('train_gpt', 'pytorch-like', smallest_limit_bytes=1201),
+                   row('train_gpt', 'best-fit', smallest_limit_bytes=1150))
+        self.assertEqual(self.verdict('h200_train_gpt2: smallest limit, chunks of 2 MiB'), ('met', '1.050'))
+        self.assertEqual(self.verdict('h200_serve_llama: smallest limit, chunks of 2 MiB'), ('missed', '1.051'))
+        self.assertEqual(self.verdict('train_gpt: smallest limit, chunks of 2 MiB', 'pytorch-like'),
+                         ('met', '1.000 (1.200 to 1.201 of live)'))
+        self.assertEqual(self.verdict('train_gpt: smallest limit, chunks of 2 MiB', 'best-fit'),
+                         ('missed', '1.044 (1.200 to 1.150 of live)'))
+        self.assertEqual(self.verdict('serve_vision: smallest limit, chunks of 2 MiB', 'best-fit'), ('not measured', ''))
+
+    def test_moves_are_what_was_given_back_and_as_much_committed_anew(self):
+        def moved(given_back):
+            return {'commits': 2, 'decommits': 1, 'committed_bytes': 100 << 21, 'decommitted_bytes': given_back << 21,
+                    'committed_pieces': 100, 'decommitted_pieces': given_back, 'driver_calls': 303,
+                    'commit_seconds': 0.1, 'decommit_seconds': given_back * 1e-3}
+        self.write('moves.json', row('h200_train_gpt2', 'orderly', operations=9, recorded_seconds=1.0, chunk=1 << 21, moved=moved(10)),
+                   row('h200_serve_llama', 'orderly', operations=9, recorded_seconds=1.0, chunk=1 << 21, moved=moved(11)))
+        self.assertEqual(self.verdict('h200_train_gpt2: chunks moved'), ('met', '2.00 %'))
+        self.assertEqual(self.verdict('h200_serve_llama: chunks moved'), ('missed', '2.20 %'))
+        self.assertIn('| h200_train_gpt2  |', report.report(report.Results(self.folder), '', [], ''))
+        self.write('moves.json', row('h200_train_gpt2', 'orderly', operations=9, recorded_seconds=1.0, chunk=1 << 21, moved=None),
+                   row('h200_serve_llama', 'orderly', failures=1, operations=9, recorded_seconds=1.0, chunk=1 << 21, moved=moved(1)))
+        self.assertEqual(self.verdict('h200_train_gpt2: chunks moved'), ('not measured', ''))
+        self.assertEqual(self.verdict('h200_serve_llama: chunks moved'), ('missed', 'refused'))
+
+    def write_memory(self, *entries):
+        (self.folder / 'memory.json').write_text(json.dumps({'context': {}, 'benchmarks': entries}), encoding='utf-8')
+
+    def test_passes_are_compared_with_none(self):
+        def entry(kind, millions, tail):
+            name = f'passes/pair/{kind}{{}}/real_time/threads:2'
+            return [{'name': name.format(''), 'items_per_second': millions * 1e6},
+                    {'name': name.format('/latency'), 'p50': 1, 'p99': 2, 'p999': tail}]
+        failing = {'name': 'passes/pair/relocation/real_time/threads:2', 'error_occurred': True}
+        self.write_memory(*entry('nothing', 100, 50), *entry('computing', 90, 50), *entry('trim', 70, 150),
+                          *entry('defragment', 69, 151), failing)
+        self.assertEqual(self.verdict('memory: pair on 2 threads beside trim: throughput'), ('met', '0.70x'))
+        self.assertEqual(self.verdict('memory: pair on 2 threads beside trim: p99.9'), ('met', '3.00x'))
+        self.assertEqual(self.verdict('memory: pair on 2 threads beside defragment: throughput'), ('missed', '0.69x'))
+        self.assertEqual(self.verdict('memory: pair on 2 threads beside defragment: p99.9'), ('missed', '3.02x'))
+        self.assertEqual(self.verdict('memory: pair on 2 threads beside relocation: throughput'), ('missed', 'refused'))
+        self.assertEqual(self.verdict('memory: pair on 2 threads beside reserve: throughput'), ('not measured', ''))
+
+    def test_the_limit_and_fragmentation(self):
+        def limit(threads, requests, refused):
+            return {'name': f'at-limit/iterations:{requests}/repeats:1/real_time/threads:{threads}',
+                    'requests': requests, 'refused': refused, 'passes': 1, 'real_time': 1}
+        def fragmented(what, size, served):
+            return {'name': f'fragmented/{what}/{size}/iterations:1', 'served': served, 'free': 1 << 20,
+                    'asked': 1 << 20, 'real_time': 1}
+        self.write_memory(limit(1, 10_000_000, 0), limit(2, 10_000_000, 1), fragmented('blocks/plain', 256, 0),
+                          fragmented('chunks/plain', 256, 1), fragmented('chunks/plain', 4096, 0),
+                          fragmented('blocks/relocatable', 256, 1))
+        self.assertEqual(self.verdict('memory: allocations at the limit, 1 thread'), ('met', '0 of 10 million'))
+        self.assertEqual(self.verdict('memory: allocations at the limit, 2 threads'), ('missed', '1 of 10 million'))
+        self.assertEqual(self.verdict('memory: full of small blocks, every second chunk'), ('missed', '1 of 2 sizes'))
+        self.assertEqual(self.verdict('memory: full of small blocks, every second block'), ('met', '1 of 1 sizes'))
+        self.write_memory(limit(1, 1_000_000, 0))
+        self.assertEqual(self.verdict('memory: allocations at the limit, 1 thread'), ('not measured', ''))
+        self.assertEqual(report.Results(self.folder).part(), 'memory')
+        self.assertIn('memory that moves', ' '.join(report.not_run(report.Results(pathlib.Path('/nowhere')))))
 
     def test_default_settings(self):
         self.write('replay.json', row('train_gpt', 'orderly', peak_committed_bytes=1300),
@@ -119,7 +181,7 @@ class Reports(unittest.TestCase):
         self.assertRegex(content, r'\| best-fit +\| +19 \(10\.0x\) \|')
         self.assertIn('orderly at v9', content)
         parsed = json.loads(document.read_text(encoding='utf-8'))
-        self.assertEqual(len(parsed['targets']), 20 + 29 + 25 + 6)
+        self.assertEqual(len(parsed['targets']), 24 + 29 + 25 + 6 + 22)
         self.assertEqual(len(parsed['replay']), 3)
 
     def test_names_of_stream_benchmarks(self):
