@@ -147,6 +147,11 @@ std::uintptr_t address_of(Function* function) noexcept {
 
 }  // namespace
 
+recorder_hook the_recorder_hook() noexcept {
+  return {[](void* block, std::size_t bytes) noexcept { recording().allocated(block, bytes); },
+          [](void* block) noexcept { recording().freed(block); }};
+}
+
 void bind_hooks(nb::module_& m) {
   m.def(
       "_pool_hook",
@@ -160,10 +165,8 @@ void bind_hooks(nb::module_& m) {
       },
       "pool"_a);
   m.def("_recorder_hook", [] {
-    return nb::make_tuple(address_of<void(void*, std::size_t) noexcept>([](void* block, std::size_t bytes) noexcept {
-                            recording().allocated(block, bytes);
-                          }),
-                          address_of<void(void*) noexcept>([](void* block) noexcept { recording().freed(block); }));
+    const recorder_hook hook = the_recorder_hook();
+    return nb::make_tuple(address_of(hook.allocated), address_of(hook.freed));
   });
   m.def("_record_start", [] { recording().start(); });
   m.def("_record_stop", [] { recording().stop(); });

@@ -30,6 +30,8 @@ struct recorder_hook {
   void (*freed)(void* block) noexcept;
 };
 
+[[nodiscard]] recorder_hook the_recorder_hook() noexcept;
+
 void bind_hooks(nanobind::module_& m);
 
 }  // namespace orderly::python

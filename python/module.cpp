@@ -4,6 +4,7 @@
 
 #include "errors.hpp"
 #include "hooks.hpp"
+#include "numpy.hpp"
 #include "pools.hpp"
 #include "streams.hpp"
 #include "tensor.hpp"
@@ -23,4 +24,5 @@ NB_MODULE(_core, m) {
   orderly::python::bind_tensor(m);
   orderly::python::bind_pools(m);
   orderly::python::bind_hooks(m);
+  orderly::python::bind_numpy(m);
 }
