@@ -591,4 +591,43 @@ TEST_CASE("who finds a part sees what was written before the division") {
   b.check_idle();
 }
 
+TEST_CASE("parts are given back while the division is under way: nobody merges with a piece before it is given") {
+  constexpr std::uint8_t order = 8;
+  constexpr std::uint32_t parts = std::uint32_t{1} << order;
+  const geometry shape = flat_geometry(16, parts * 16);
+  block_store store(shape, make_paper_source(16, std::make_shared<paper_map>(), std::make_shared<source_log>()));
+  REQUIRE(store.open());
+  const auto part = [](std::uint32_t i) { return node{i, 0}; };
+  findings found;
+  for (std::size_t round = 0; round < scaled(1000) && found.count() == 0; ++round) {
+    random_engine random = make_random(round);
+    words bits = random_parts(random, parts);
+    if (part_map(bits, parts).count_live() == 0) set(bits, uniform(random, 0, parts - 1));
+    const part_map live(bits, parts);
+    refusal why = refusal::none;
+    const auto n = store.take_one({order, whole}, parts, ceiling::hard, why);
+    found.expect(n.has_value(), "the parts and pieces of the last round have not merged");
+    if (!n) break;
+    std::atomic<bool> all_given = round % 2 == 0;  // in every second round no piece is given before every part
+    run_threads(2, [&](std::size_t self) {
+      if (self == 0) {  // as lib/divide.cpp
+        store.divide(*n, 0, live);
+        live.each_live([&](std::uint32_t i) { store.word(part(i)).store(live_bits(whole), std::memory_order_release); });
+        store.word(*n).store(block_word::split().bits(), std::memory_order_release);
+        while (!all_given.load()) std::this_thread::yield();
+        live.each_free([&](std::uint32_t i, unsigned up) { store.give({i >> up, static_cast<std::uint8_t>(up)}, whole); });
+        return;
+      }
+      live.each_live([&](std::uint32_t i) {
+        while (store.tree().look(part(i)).state() != block_state::live) std::this_thread::yield();
+        store.word(part(i)).store(block_word::owned().bits(), std::memory_order_relaxed);
+        store.give(part(i), whole);
+      });
+      all_given = true;
+    });
+    found.expect(tree_audit(store.tree(), shape, found).merged(), "round ", round, ": not one block again");
+  }
+  ORDERLY_CHECK_FINDINGS(found);
+}
+
 }  // TEST_SUITE

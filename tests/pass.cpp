@@ -139,6 +139,14 @@ std::size_t alternate(pool& tested, std::size_t phases) {
   return phases * 2 * 6;
 }
 
+/// Asks for a block from its destructor: when the thread has given its caches back, and gets none any more.
+struct late_request {
+  pool* of = nullptr;
+  ~late_request() {
+    if (of != nullptr) CHECK(of->try_allocate(mib) == nullptr);
+  }
+};
+
 /// Threads allocate and free blocks of whole chunks at random; each keeps to its share of the capacity, so all that is
 /// live always fits. Returns the refusals.
 std::size_t keep_to_shares(std::size_t threads, std::size_t share_chunks, std::size_t steps) {
@@ -529,6 +537,35 @@ TEST_CASE("a thread that the system has stopped keeps what it holds, and refuses
 }  // TEST_SUITE
 
 TEST_SUITE("stress") {
+
+TEST_CASE("a request waits for a thread without caches in the middle of a call, which may leave memory for it") {
+  for (std::size_t round = 0; round < scaled(20); ++round) {
+    controls by;
+    pool tested(std::make_unique<gated_source>(by), options{.capacity = 2 * mib});
+    void* const block = tested.allocate(mib);
+    by.commits.close();
+    by.refuse_stopped = true;
+    // The first has claimed what the limit leaves, and will not get it from the source.
+    std::thread first([&] {
+      thread_local late_request late;  // older than the thread's caches, so it ends later
+      late.of = &tested;
+      pool other(options{.capacity = mib});
+      other.deallocate(other.allocate(256), 256);
+    });
+    by.commits.wait_for_waiting(1);
+    void* got = nullptr;
+    std::thread second([&] { got = tested.try_allocate(mib); });
+    while (tested.stats().passes == 0) std::this_thread::yield();  // the second presses for memory
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    by.commits.open();
+    second.join();
+    first.join();
+    CHECK(got != nullptr);
+    tested.deallocate(got, mib);
+    tested.deallocate(block, mib);
+    check_idle(tested);
+  }
+}
 
 TEST_CASE("threads that keep to their shares of the capacity are never refused, whatever the sizes") {
   for (const std::size_t threads : {2U, 3U, 4U, 8U, 16U}) {

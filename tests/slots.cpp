@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -267,6 +268,34 @@ TEST_CASE("threads take, give and trim: each slot has one owner, and the books a
     }
     ORDERLY_CHECK_FINDINGS(found);
   }
+}
+
+TEST_CASE("while memory is held back, threads that take and give shorten no slot") {
+  findings found;
+  for (std::size_t round = 0; round < scaled(20); ++round) {
+    watched_slots watched;
+    watched.memory.hold_back(true);
+    std::atomic<std::size_t> longer = 0;
+    run_threads(4, [&](std::size_t self) {
+      random_engine random = make_random(round * 4 + self);
+      for (int step = 0; step < 200; ++step) {
+        const unsigned order = static_cast<unsigned>(uniform(random, 11, 13));
+        const std::uint64_t half = std::uint64_t{1} << (order - 5);
+        const std::uint64_t wanted = uniform(random, half + 1, 2 * half);
+        refusal why = refusal::none;
+        const auto n = watched.tested.take(order, wanted, ceiling::hard, why);
+        if (!n) continue;
+        found.expect(watched.tested.chunks(*n) >= wanted, "a slot has fewer chunks than asked for");
+        longer += watched.tested.chunks(*n) > wanted;
+        watched.tested.give(*n);
+      }
+    });
+    found.expect(longer != 0, "no slot had more than was wanted");
+    found.expect(watched.log->seen(call::decommit) == 0, watched.log->seen(call::decommit),
+                 " times the source got back what a stream may use");
+    watched.expect_books_agree(found);
+  }
+  ORDERLY_CHECK_FINDINGS(found);
 }
 
 TEST_CASE("who finds the last slot gone knows who took it") {

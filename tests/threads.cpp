@@ -19,6 +19,7 @@
 #include "support/audit.hpp"
 #include "support/failing_source.hpp"
 #include "support/oracles.hpp"
+#include "support/parks.hpp"
 #include "support/scale.hpp"
 #include "support/threads.hpp"
 #include "support/wait.hpp"
@@ -71,6 +72,31 @@ struct late_caller {
 };
 
 thread_local late_caller late;
+
+#if defined(__x86_64__)  // elsewhere no thread is stopped at a chosen instruction
+
+/// A thread's exit, from one thread-local object's end to another's, and where in between it is parked.
+struct watched_exit {
+  parkable thread;
+  unsigned steps = 0;             ///< instructions from its beginning to the stop
+  std::atomic<bool> end = false;  ///< it came to its end
+  std::atomic<bool> left = false;
+};
+
+struct end_of_exit {
+  watched_exit* of = nullptr;
+  ~end_of_exit() {
+    of->end = true;
+    of->thread.park(1);  // it must not go out by single steps
+    of->left = true;
+  }
+};
+struct beginning_of_exit {
+  watched_exit* of = nullptr;
+  ~beginning_of_exit() { of->thread.park(of->steps); }
+};
+
+#endif
 
 }  // namespace
 
@@ -454,5 +480,60 @@ TEST_CASE("what comes home to a thread that exits, or has, is there for others w
   }
   ORDERLY_CHECK_FINDINGS(found);
 }
+
+#if defined(__x86_64__)
+
+TEST_CASE("a thread is stopped at any instruction of its exit while its blocks come home: none is left lying") {
+  if (sanitized) return;
+  constexpr unsigned stride = 16;  // instructions from one stop to the next
+  constexpr std::size_t count = 16;
+  constexpr std::size_t bytes = kib;
+  alignas(bytes) static std::array<std::byte, count * bytes> buffer;
+  findings found;
+  std::size_t stops = 0;
+  bool over = false;
+  for (unsigned steps = 1; !over; steps += stride, ++stops) {
+    options settings;
+    settings.granule = bytes;
+    pool tested(make_fixed_buffer_source(buffer.data(), buffer.size()), settings);
+    tested.deallocate(tested.allocate(bytes), bytes);  // this thread has a front
+    static_cast<void>(tested.defragment());
+    std::array<void*, count> blocks{};
+    watched_exit exit;
+    exit.steps = steps;
+    std::thread home([&] {
+      exit.thread.enter();
+      thread_local end_of_exit last;  // older than what the pool keeps for the thread, so it ends later
+      last.of = &exit;
+      for (void*& each : blocks) each = tested.try_allocate(bytes);
+      thread_local beginning_of_exit first;
+      first.of = &exit;
+    });
+    while (!exit.thread.parked()) std::this_thread::yield();
+    over = exit.end;
+    for (void* const each : blocks) tested.deallocate(each, bytes);  // in whole parcels
+    while (!exit.left) {
+      if (exit.thread.parked()) {
+        exit.thread.forget();
+        exit.thread.release();
+      }
+      std::this_thread::yield();
+    }
+    home.join();
+    const std::uint64_t passes = tested.stats().passes;
+    for (void*& each : blocks) each = tested.try_allocate(bytes);
+    found.expect(tested.stats().passes == passes, "stopped after ", steps,
+                 " instructions: a block lay where only a pass looks");
+    for (void* const each : blocks) {
+      found.expect(each != nullptr, "stopped after ", steps, " instructions: a block is lost");
+      tested.deallocate(each, bytes);
+    }
+  }
+  ORDERLY_CHECK_FINDINGS(found);
+  MESSAGE("stops: ", stops);
+  CHECK(stops > 20);
+}
+
+#endif
 
 }  // TEST_SUITE
