@@ -44,14 +44,15 @@ LAYERS = [
         ['lanes.hpp', 'notes.hpp'],
     ]),
     ('pool', [
-        ['pass_mutex.hpp'],
+        ['orderly/tensor.hpp', 'pass_mutex.hpp'],
         ['orderly/pool.hpp', 'orderly/stream_pool.hpp', 'observed_blocks.hpp', 'relocation.hpp'],
         ['orderly/relocatable.hpp', 'pool_state.hpp'],
         ['orderly/relocatable_streams.hpp', 'relocatable_set.hpp', 'stream_pool_state.hpp'],
     ]),
     ('adapters', [
-        ['orderly/orderly.h', 'orderly/pmr.hpp', 'orderly/cuda.hpp', 'orderly/cuda/kernel.hpp', 'orderly/cuda/torch.h'],
-        ['c_api.hpp', 'orderly/orderly_cuda.h', 'orderly/cuda_kernel.hpp', 'orderly/cuda/resource.hpp'],
+        ['orderly/orderly.h', 'orderly/pmr.hpp', 'orderly/cuda.hpp', 'orderly/cuda/kernel.hpp', 'orderly/cuda/torch.h',
+         'orderly/tensor_cache.hpp'],
+        ['c_api.hpp', 'orderly/dlpack.hpp', 'orderly/orderly_cuda.h', 'orderly/cuda_kernel.hpp', 'orderly/cuda/resource.hpp'],
     ]),
 ]
 ROW = {header: number
