@@ -54,6 +54,9 @@ inline constexpr std::uint64_t spare_roots = 64;
 inline constexpr std::uint32_t relocatable_pages = 16384;        ///< of records, and
 inline constexpr std::uint32_t relocatable_records = 4096;       ///< how many on each
 inline constexpr std::uint32_t tag_names = 65536;                ///< with the two that are there from the start
+inline constexpr std::uint32_t tensor_rows = 256;                ///< of shelves
+inline constexpr std::uint32_t tensor_stripes = 16;              ///< lists of a shelf, at most
+inline constexpr std::size_t tensors = std::size_t{1} << 18;     ///< of a cache, by default
 inline constexpr int spins = 64;                                ///< looks of a pass at a thread that is inside its front,
 inline constexpr int yields = 256;                              ///< and then so many with a pause before
 }  // namespace bounds

@@ -439,12 +439,23 @@ lane* pool::state::next_recorded(std::uint64_t granule, lane* freed_in) noexcept
 }
 
 bool pool::state::release_stream(stream_handle stream) noexcept {
+  give_up_kept(stream);
   const std::lock_guard lock(pass_mutex_);
   lane* const of = lanes_->bound(stream);
   if (of == nullptr) return true;
   if (lanes_->how().marked && lanes_->is_unmarked(*of) && of->identity == lanes_->driver().identity(stream))
     lanes_->mark(*of);
   return release_lane_locked(*of);
+}
+
+/// What is kept for a stream comes back before the stream's lane changes. Nobody else is in a call for it.
+void pool::state::give_up_kept(stream_handle stream) noexcept {
+  std::uint64_t serial = 0;
+  {
+    const std::lock_guard lock(pass_mutex_);
+    if (const lane* const of = lanes_->bound(stream)) serial = of->serial.load(relaxed);  // changed under the mutex
+  }
+  if (serial != 0) keepers_.give_up_lane(serial);
 }
 
 /// The lane's handle is forgotten; what belongs to it waits for one last event. False: none could be had.
@@ -468,6 +479,7 @@ bool pool::state::release_lane_locked(lane& of) noexcept {
 // --------------------------------------------------------------------------------------------------------- graphs
 
 error pool::state::begin_capture(lane& in) noexcept {
+  keepers_.give_up_lane(in.serial.load(relaxed));  // nobody else is in a call for the stream
   const std::lock_guard lock(pass_mutex_);
   return begin_capture_locked(in);
 }

@@ -400,6 +400,15 @@ pool::state::taking pool::state::take_from_home(const block_store::found& block)
 }
 
 std::size_t pool::state::trim(std::size_t keep_bytes) noexcept {
+  std::size_t released = 0;
+  for (;;) {
+    released += trim_once(keep_bytes);
+    const std::size_t committed = store_.memory().committed();
+    if (committed <= keep_bytes || keepers_.give_up(committed - keep_bytes) == 0) return released;
+  }
+}
+
+std::size_t pool::state::trim_once(std::size_t keep_bytes) noexcept {
   const std::lock_guard lock(pass_mutex_);
   passes_.fetch_add(1, relaxed);  // as in collect()
   reclaim_caches(patience::long_one);

@@ -119,7 +119,10 @@ pool::state::state(std::unique_ptr<memory_source> source, const options& setting
   enroll();
 }
 
-pool::state::~state() { withdraw(); }
+pool::state::~state() {
+  keepers_.pool_goes();
+  withdraw();
+}
 
 /// Fronts and depots hold little of what a small pool has, and few blocks of what is large.
 void pool::state::set_rules() noexcept {
@@ -364,6 +367,7 @@ void* pool::state::allocate_slow(const request& wanted) {
       refused.counter = nullptr;
       return block;
     }
+    if (keepers_.give_up(wanted.bytes) != 0) continue;
     if (!settings_.on_out_of_memory) break;
     const handling* same = innermost_handling;
     while (same != nullptr && same->pool != serial()) same = same->outer;
@@ -833,6 +837,7 @@ void pool::state::detach(front& of) noexcept {
 }
 
 void pool::state::before_fork() noexcept {
+  keepers_.before_fork();
   pass_mutex_.lock();
   front_mutex_.lock();
   notes_.mutex.lock();
@@ -853,6 +858,7 @@ void pool::state::after_fork(bool child) noexcept {
   notes_.mutex.unlock();
   front_mutex_.unlock();
   pass_mutex_.unlock();
+  keepers_.after_fork();
 }
 
 // --------------------------------------------------------------------------------------------------------- figures

@@ -26,6 +26,7 @@
 #include "depot.hpp"
 #include "front.hpp"
 #include "generations.hpp"
+#include "keepers.hpp"
 #include "lane.hpp"
 #include "lanes.hpp"
 #include "notes.hpp"
@@ -123,6 +124,9 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   std::size_t trim(std::size_t keep_bytes) noexcept;
   std::size_t reserve(std::size_t bytes) noexcept;
   std::size_t defragment() noexcept;
+
+  /// Who keeps blocks that are live to this pool, and is asked for them before an allocation is refused.
+  [[nodiscard]] detail::keepers& keepers() noexcept { return keepers_; }
 
   // Relocation; see relocation.cpp.
   /// Runs a pass, and plans what `movable` blocks are to move; they are in the order of their addresses. Throws
@@ -277,6 +281,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   bool release_lane_locked(detail::lane& of) noexcept;                           ///< Pre: pass
   [[nodiscard]] error begin_capture_locked(detail::lane& in) noexcept;           ///< Pre: pass
   [[nodiscard]] bool nothing_left(const detail::lane& of) const noexcept;
+  void give_up_kept(stream_handle stream) noexcept;
   void wait_for_streams(std::unique_lock<detail::pass_mutex>& pass) noexcept;            ///< Pre: pass
   void empty_large(detail::lane& of) noexcept;
   haul empty_shelves(detail::lane& of) noexcept;
@@ -295,6 +300,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] bool hold_recorded(detail::lane* in, detail::node n, unsigned sixteenths) noexcept;
   [[nodiscard]] bool add_barrier(detail::lane& in) noexcept;
   std::size_t trim_settled(std::size_t bytes) noexcept;            ///< Pre: pass
+  std::size_t trim_once(std::size_t keep_bytes) noexcept;
 
   // Division; see divide.cpp.
   struct division;
@@ -371,6 +377,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   std::unique_ptr<detail::lanes> lanes_;
   std::array<class_rule, detail::max_classes> rules_{};
 
+  detail::keepers keepers_;
   detail::generations generations_;
   detail::notes notes_;
   detail::tag_accounts tags_;

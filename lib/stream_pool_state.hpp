@@ -3,8 +3,15 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
+#include <memory>
+#include <mutex>
+#include <span>
 #include <stdexcept>
+#include <string>
+#include <utility>
 
 #include "observed_blocks.hpp"
 #include "orderly/stream_pool.hpp"
@@ -12,16 +19,17 @@
 
 namespace orderly {
 
-class stream_pool::state {
+class ORDERLY_LOCAL stream_pool::state {
  public:
   state(std::unique_ptr<memory_source> source, std::shared_ptr<stream_driver> driver, const stream_options& settings)
       : settings_(settings),
         observed_(observe(source.get())),
         seal_bytes_(settings.seal_bytes == 0 ? default_seal_bytes : settings.seal_bytes),
         core_(std::move(source), settings.memory,
-              std::make_unique<detail::lanes>(std::move(driver), detail::lanes::manner{.may_wait = settings.wait_before_refusing,
-                                                                       .marked = settings.safe_mode,
-                                                                       .watched = watched()})) {}
+              std::make_unique<detail::lanes>(std::move(driver),
+                                              detail::lanes::manner{.may_wait = settings.wait_before_refusing,
+                                                                    .marked = settings.safe_mode,
+                                                                    .watched = watched()})) {}
 
   /// The lane of a stream; null: the handle names no stream, or there are too many.
   [[nodiscard]] detail::lane* find(stream_handle stream) noexcept {
@@ -84,7 +92,8 @@ class stream_pool::state {
   }
 
   /// A place for a block that is to be moved there by work in the stream.
-  [[nodiscard]] void* allocate_in_room(detail::node room, std::size_t bytes, const void* moving, detail::lane& in) noexcept {
+  [[nodiscard]] void* allocate_in_room(detail::node room, std::size_t bytes, const void* moving,
+                                       detail::lane& in) noexcept {
     return observed(bytes, in, [&] { return core_.allocate_in_room(room, bytes, moving, &in); });
   }
 
@@ -98,8 +107,8 @@ class stream_pool::state {
   }
 
   /// Null for `in`: no stream uses it.
-  [[nodiscard]] error divide(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live, detail::lane* in,
-                             std::string* why) noexcept {
+  [[nodiscard]] error divide(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live,
+                             detail::lane* in, std::string* why) noexcept {
     if (observed_ == nullptr) return core_.divide(pointer, part_bytes, live, in, why);
     const std::lock_guard lock(observed_->mutex);
     const error code = core_.divide(pointer, part_bytes, live, in, why);
@@ -150,7 +159,9 @@ class stream_pool::state {
     return code;
   }
 
-  [[nodiscard]] static bool captures(const detail::lane* in) noexcept { return in != nullptr && pool::state::captures(in); }
+  [[nodiscard]] static bool captures(const detail::lane* in) noexcept {
+    return in != nullptr && pool::state::captures(in);
+  }
 
   /// True: no work of the device uses what was freed in the stream; waits for that.
   [[nodiscard]] bool is_settled(const detail::lane* in) const noexcept {

@@ -44,14 +44,14 @@ LAYERS = [
         ['lanes.hpp', 'notes.hpp'],
     ]),
     ('pool', [
-        ['orderly/tensor.hpp', 'pass_mutex.hpp'],
+        ['keepers.hpp', 'orderly/tensor.hpp', 'pass_mutex.hpp'],
         ['orderly/pool.hpp', 'orderly/stream_pool.hpp', 'observed_blocks.hpp', 'relocation.hpp'],
         ['orderly/relocatable.hpp', 'pool_state.hpp'],
         ['orderly/relocatable_streams.hpp', 'relocatable_set.hpp', 'stream_pool_state.hpp'],
     ]),
     ('adapters', [
         ['orderly/orderly.h', 'orderly/pmr.hpp', 'orderly/cuda.hpp', 'orderly/cuda/kernel.hpp', 'orderly/cuda/torch.h',
-         'orderly/tensor_cache.hpp'],
+         'orderly/tensor_cache.hpp', 'tensor_shelves.hpp'],
         ['c_api.hpp', 'orderly/dlpack.hpp', 'orderly/orderly_cuda.h', 'orderly/cuda_kernel.hpp', 'orderly/cuda/resource.hpp'],
     ]),
 ]

@@ -152,6 +152,7 @@ class ORDERLY_API pool {
   friend class relocatable_blocks;
   friend class relocatable_stream_blocks;
   friend class stream_pool;
+  friend class tensor_cache;
   class ORDERLY_LOCAL state;
   state* state_;
 };

@@ -204,6 +204,7 @@ class ORDERLY_API stream_pool {
   void visit_blocks(void (*visit)(void*, const block_info&), void* context) const;
 
   friend class relocatable_stream_blocks;
+  friend class tensor_cache;
   class ORDERLY_LOCAL state;
   state* state_;
 };

@@ -84,7 +84,7 @@ struct tensor_options {
   std::size_t tensors = 0;
 
   /// What tensors say where they are. The pool is asked nothing about it.
-  tensor_device device;
+  tensor_device device = {};
 };
 
 /// A snapshot. At quiescence every figure is exact; while threads work, each is one of some recent instant.
@@ -158,7 +158,8 @@ class ORDERLY_API tensor_cache {
   /// changes nothing, is counted, and goes to options::on_bad_free of the pool:
   ///   double_free       it was freed, or exported, and its record not handed out since
   ///   stale_handle      it was freed, and its record handed out again
-  ///   foreign_pointer   this cache did not hand it out: another cache's, or made up
+  ///   wrong_pool        it is another cache's
+///   foreign_pointer   no cache handed it out: made up, or the address is another tensor's
   ///   invalid_argument  the stream is none of the pool's, or was released; the tensor is as it was
   ///   pool_gone         the pool was destroyed
   void free(const tensor& of) noexcept;

@@ -72,6 +72,9 @@ inline constexpr std::uint64_t spare_roots = 4;
 inline constexpr std::uint32_t relocatable_pages = 4;
 inline constexpr std::uint32_t relocatable_records = 2;
 inline constexpr std::uint32_t tag_names = 5;
+inline constexpr std::uint32_t tensor_rows = 1;
+inline constexpr std::uint32_t tensor_stripes = 2;
+inline constexpr std::size_t tensors = 8;
 inline constexpr int spins = 1;
 inline constexpr int yields = 1;
 }  // namespace bounds
