@@ -133,7 +133,7 @@ class tensor_cache::state final : public keeper {
     std::uint64_t seen = r.word.load(acquire);  // W
     if ((seen & exported) == 0 || !r.word.compare_exchange_strong(seen, seen & ~exported, relaxed, relaxed)) {  // W
       bad_free report;
-      static_cast<void>(self->refuse(error::double_free, r.data.load(relaxed), &report));
+      static_cast<void>(self->refuse(error::double_free, r.address.load(relaxed), &report));
       return self->report(report);
     }
     lane* in = r.freed_in.load(relaxed);
@@ -256,9 +256,9 @@ class tensor_cache::state final : public keeper {
     atomic<std::uint64_t> word;
     atomic<link_code> link;       ///< on a shelf, or among the blank ones
     std::uint32_t shelf;          ///< where it lay last: a guess. Whoever has the record writes it, as all that is plain
-    atomic<void*> data;
+    atomic<void*> address;
     atomic<std::size_t> capacity; ///< bytes that were asked of the pool; 0: no memory
-    atomic<lane*> in;             ///< of the stream that it was allocated for, and
+    atomic<lane*> made_in;        ///< of the stream that it was allocated for, and
     atomic<std::uint64_t> lane_serial;  ///< as it was then
     std::uint64_t freed;          ///< when: the clock
     atomic<bool> fleeting;        ///< it must not be kept
@@ -322,6 +322,7 @@ class tensor_cache::state final : public keeper {
     if (shelf != tensor_shelves::none) [[likely]] {
       if (const auto taken = shelves_.take(shelf, wanted, stripe(), now())) [[likely]] {
         record& r = records_[*taken];
+        reads_plain(&r);
         if (r.layout == layout) [[likely]] return &r;
         keep_or_give_back(r, in);  // two layouts with one fingerprint
       }
@@ -347,6 +348,7 @@ class tensor_cache::state final : public keeper {
           keep_or_give_back(r, in);
           continue;
         }
+        writes_plain(&r);
         r.layout = layout;
         compatible_.fetch_add(1, relaxed);  // a figure
         return &r;
@@ -363,13 +365,13 @@ class tensor_cache::state final : public keeper {
 
   [[nodiscard]] tensor describe(const record& r) const noexcept {
     tensor t;
-    t.data = r.data.load(relaxed);  // the caller's, like the rest
+    t.data = r.address.load(relaxed);  // the caller's, like the rest
     t.shape = r.layout.shape();
     t.strides = r.layout.strides();
     t.bytes = r.layout.bytes();
     t.type = r.layout.type();
     t.device = device_;
-    const lane* const in = r.in.load(relaxed);
+    const lane* const in = r.made_in.load(relaxed);
     t.stream = in == nullptr ? nullptr : in->stream;
     t.handle = {number_, r.word.load(relaxed) >> 1, static_cast<std::uint32_t>(&r - records_.data())};
     return t;
@@ -397,10 +399,11 @@ class tensor_cache::state final : public keeper {
       blank_.push(links_, index);
       throw;
     }
+    writes_plain(&r);
     r.shelf = tensor_shelves::none;
-    r.data.store(data, relaxed);
+    r.address.store(data, relaxed);
     r.capacity.store(bytes, relaxed);
-    r.in.store(in, relaxed);
+    r.made_in.store(in, relaxed);
     r.lane_serial.store(in == nullptr ? 0 : in->serial.load(relaxed), relaxed);
     r.fleeting.store(in != nullptr && !keeps(*in), relaxed);
     r.layout = layout;
@@ -431,7 +434,7 @@ class tensor_cache::state final : public keeper {
     if (of.handle.cache != number_ || of.handle.record >= records_.size()) return nullptr;
     record& r = records_[of.handle.record];
     const std::uint64_t word = r.word.load(acquire);  // W
-    return word == of.handle.generation << 1 && is_live(word) && r.data.load(relaxed) == of.data ? &r : nullptr;
+    return word == of.handle.generation << 1 && is_live(word) && r.address.load(relaxed) == of.data ? &r : nullptr;
   }
 
   /// Ends the handle: the record is the caller's then. Null: refused, with the code; or there is no tensor. `in`: gets the
@@ -458,7 +461,7 @@ class tensor_cache::state final : public keeper {
 
   /// The lane of the stream that a tensor was allocated for. Null: the stream was released.
   [[nodiscard]] lane* own_lane(const record& r) const noexcept {
-    lane* const in = r.in.load(relaxed);  // a look, which the CAS on the word confirms
+    lane* const in = r.made_in.load(relaxed);  // a look, which the CAS on the word confirms
     if (in == nullptr) return nullptr;
     if (in->serial.load(acquire) == r.lane_serial.load(relaxed)) [[likely]] return in;  // lanes::bind()
     return streams_->find(in->stream);  // it has begun or ended a capture since, or is gone
@@ -475,10 +478,11 @@ class tensor_cache::state final : public keeper {
     const auto index = static_cast<std::uint32_t>(&r - records_.data());
     const tensor_shelves::label of = label_of(r.layout, in);
     if (in != nullptr) {
-      r.in.store(in, relaxed);
+      r.made_in.store(in, relaxed);
       r.lane_serial.store(of.lane, relaxed);
     }
     const std::uint64_t time = now();
+    writes_plain(&r);
     r.freed = time;
     if (r.shelf != tensor_shelves::none && shelves_.put(r.shelf, of, index, stripe(), time)) [[likely]] return true;
     const std::uint32_t row = shelves_.row(of.lane, of.bytes);
@@ -506,8 +510,9 @@ class tensor_cache::state final : public keeper {
   /// The memory of a tensor in hand to the pool. `in`: null where there are no streams, or its stream is gone: then the
   /// memory stays as it is until the pool goes. `tell`: the handler of bad frees may be called.
   [[gnu::noinline]] void give_back(record& r, lane* in, bool tell) noexcept {
+    writes_plain(&r);
     pool::state* const core = core_.load(acquire);  // pool_goes()
-    void* const data = r.data.load(relaxed);  // ours, as all of the record
+    void* const data = r.address.load(relaxed);  // ours, as all of the record
     const std::size_t bytes = r.capacity.load(relaxed);
     if (core != nullptr && bytes != 0 && (streams_ == nullptr || in != nullptr)) {
       bad_free found;
@@ -516,7 +521,7 @@ class tensor_cache::state final : public keeper {
                                              : core->deallocate_hot(data, bytes, slowly);
       if (code != error::none && tell) core->call_handler(found);  // somebody has freed it in the pool, which counts it
     }
-    r.data.store(nullptr, relaxed);
+    r.address.store(nullptr, relaxed);
     r.capacity.store(0, relaxed);
     held_.fetch_sub(bytes, relaxed);  // Bound
     blank_.push(links_, static_cast<std::uint32_t>(&r - records_.data()));

@@ -189,7 +189,7 @@ class tensor_shelves {
     std::array<atomic<std::uint64_t>, shelves_per_row> fingerprint;  ///< 0: no label
     std::array<atomic<std::uint64_t>, shelves_per_row> lane;
     std::array<atomic<std::uint64_t>, shelves_per_row> bytes;
-    std::array<atomic<std::uint64_t>, shelves_per_row> used;  ///< time of the last use; 0: nothing lies there
+    std::array<atomic<std::uint64_t>, shelves_per_row> last_use;  ///< a time; 0: nothing lies there
   };
   struct alignas(64) one_list {
     atomic<std::uint64_t> head;
@@ -201,7 +201,7 @@ class tensor_shelves {
            at.lane[shelf % shelves_per_row].load(relaxed) == of.lane;  // L
   }
   [[nodiscard]] atomic<std::uint64_t>& used(std::uint32_t shelf) const noexcept {
-    return rows_[shelf / shelves_per_row].used[shelf % shelves_per_row];
+    return rows_[shelf / shelves_per_row].last_use[shelf % shelves_per_row];
   }
   [[nodiscard]] one_list& list(std::uint32_t shelf, std::uint32_t stripe) const noexcept {
     return lists_[std::size_t{shelf} * stripes_ + stripe];

@@ -53,6 +53,7 @@ LAYERS = [
         ['orderly/orderly.h', 'orderly/pmr.hpp', 'orderly/cuda.hpp', 'orderly/cuda/kernel.hpp', 'orderly/cuda/torch.h',
          'orderly/tensor_cache.hpp', 'tensor_shelves.hpp'],
         ['c_api.hpp', 'orderly/dlpack.hpp', 'orderly/orderly_cuda.h', 'orderly/cuda_kernel.hpp', 'orderly/cuda/resource.hpp'],
+        ['orderly/cuda/rmm.hpp'],
     ]),
 ]
 ROW = {header: number
