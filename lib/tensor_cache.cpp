@@ -78,7 +78,7 @@ class tensor_cache::state final : public keeper {
 
   /// The lane of a stream. Null: the pool has no streams, as the cache's owner knows, or the handle names none.
   [[nodiscard]] lane* lane_of(stream_handle stream) const noexcept {
-    pool::state* const core = core_.load(acquire);  // pool_goes()
+    pool::state* const core = core_.load(relaxed);
     if (core == nullptr) return nullptr;
     const thread_lanes::entry* const known = lanes::at_hand(core->serial(), stream);
     return known != nullptr ? known->of : streams_->find(stream);
@@ -88,8 +88,8 @@ class tensor_cache::state final : public keeper {
   [[nodiscard]] tensor empty(const tensor_layout& layout, const where& at) {
     lane* in = nullptr;
     if (streams_ != nullptr && !at.own) in = lane_of(at.stream);
-    if (core_.load(acquire) == nullptr || (streams_ == nullptr ? !at.own && at.stream != nullptr : in == nullptr))
-        [[unlikely]]  // pool_goes()
+    if (core_.load(relaxed) == nullptr || (streams_ == nullptr ? !at.own && at.stream != nullptr : in == nullptr))
+        [[unlikely]]
       throw_bad_stream(at);
     if (record* const kept = reuse(layout, in)) [[likely]] return hand_out(*kept);
     return hand_out_new(layout, in);
@@ -118,6 +118,7 @@ class tensor_cache::state final : public keeper {
     record& r = *ended_now;
     r.freed_in.store(in, relaxed);
     r.freed_lane = in == nullptr ? 0 : in->serial.load(relaxed);
+    if (in != nullptr) r.stream.store(in->stream, relaxed);
     r.area.of = &r;
     r.area.cache = this;
     given.of = describe(r);
@@ -137,8 +138,8 @@ class tensor_cache::state final : public keeper {
       return self->report(report);
     }
     lane* in = r.freed_in.load(relaxed);
-    if (in != nullptr && self->core_.load(acquire) != nullptr && in->serial.load(acquire) != r.freed_lane)
-      in = self->streams_->find(in->stream);  // it has begun or ended a capture since, or is gone
+    if (in != nullptr && self->core_.load(relaxed) != nullptr && in->serial.load(relaxed) != r.freed_lane)
+      in = self->streams_->find(r.stream.load(relaxed));  // as in own_lane()
     self->keep_or_give_back(r, in);
     self->unref();
   }
@@ -149,7 +150,7 @@ class tensor_cache::state final : public keeper {
   }
 
   void report(const bad_free& refused) const noexcept {
-    if (const pool::state* const core = core_.load(acquire))  // pool_goes()
+    if (const pool::state* const core = core_.load(relaxed))
       core->call_handler(refused);
     else
       on_bad_free::print(refused);
@@ -158,7 +159,7 @@ class tensor_cache::state final : public keeper {
   [[nodiscard]] error record_stream(const tensor& of, stream_handle stream) noexcept {
     bad_free unused;
     record* const r = find(of);
-    if (core_.load(acquire) == nullptr) return error::pool_gone;
+    if (core_.load(relaxed) == nullptr) return error::pool_gone;
     if (r == nullptr) return explain(of, unused);
     lane* const in = streams_ == nullptr ? nullptr : lane_of(stream);
     if (in == nullptr) return error::invalid_argument;
@@ -190,20 +191,20 @@ class tensor_cache::state final : public keeper {
 
   std::size_t trim(std::size_t keep_bytes) noexcept {
     const std::lock_guard lock(mutex_);
-    if (core_.load(acquire) == nullptr) return 0;  // pool_goes()
+    if (core_.load(relaxed) == nullptr) return 0;
     if (keep_bytes == 0) return give_up_locked(~std::size_t{0});
     const std::size_t kept = stats().kept;
     return kept > keep_bytes ? give_up_locked(kept - keep_bytes) : 0;
   }
 
-  void pool_goes() noexcept override { core_.store(nullptr, release); }  // whoever loads it with acquire
+  void pool_goes() noexcept override { core_.store(nullptr, relaxed); }
   void before_fork() noexcept override { mutex_.lock(); }
   void after_fork() noexcept override { mutex_.unlock(); }
 
   /// The cache is gone: nothing is kept any more, and only what is exported stays. No other thread but such as release.
   void close() noexcept {
     held_.fetch_add(closed, relaxed);  // frees look; one that has not seen it is found below, or by the destructor
-    if (core_.load(acquire) != nullptr) {
+    if (core_.load(relaxed) != nullptr) {
       static_cast<void>(give_up(~std::size_t{0}));
       const std::uint32_t count = next_.load(relaxed);  // all of this thread, or ordered before by the program
       for (std::uint32_t i = 0; i < count; ++i) {
@@ -260,14 +261,15 @@ class tensor_cache::state final : public keeper {
     atomic<std::size_t> capacity; ///< bytes that were asked of the pool; 0: no memory
     atomic<lane*> made_in;        ///< of the stream that it was allocated for, and
     atomic<std::uint64_t> lane_serial;  ///< as it was then
-    std::uint64_t freed;          ///< when: the clock
+    atomic<stream_handle> stream;
+    std::uint64_t freed;          ///< when, by the clock
     atomic<bool> fleeting;        ///< it must not be kept
     tensor_layout layout;
     // Of an exported one:
     atomic<lane*> freed_in;
     std::uint64_t freed_lane;
     export_area area;
-    std::array<std::byte, 256> unused;  ///< so that a link's place follows from a number
+    std::array<std::byte, 128> unused;  ///< so that a link's place follows from a number
   };
   static constexpr unsigned link_spacing = 8;
 
@@ -283,7 +285,7 @@ class tensor_cache::state final : public keeper {
   [[nodiscard]] static constexpr std::uint64_t ended(std::uint64_t word) noexcept { return word + 2; }
 
   ~state() {
-    if (pool::state* const core = core_.load(acquire)) {  // pool_goes()
+    if (pool::state* const core = core_.load(relaxed)) {
       static_cast<void>(give_up(~std::size_t{0}));  // what was kept while close() came
       core->keepers().remove(*this);
     }
@@ -304,11 +306,11 @@ class tensor_cache::state final : public keeper {
   [[nodiscard]] static tensor_shelves::label label_of(const tensor_layout& layout, const lane* in) noexcept {
     // No layout goes without a label; of two that share one, has_layout() tells which it is.
     const std::uint64_t fingerprint = layout.fingerprint() == 0 ? 1 : layout.fingerprint();
-    return {fingerprint, in == nullptr ? 0 : in->serial.load(acquire), layout.bytes()};  // lanes::bind()
+    return {fingerprint, in == nullptr ? 0 : in->serial.load(relaxed), layout.bytes()};  // own_lane()
   }
 
   [[noreturn, gnu::cold]] void throw_bad_stream(const where& at) const {
-    if (core_.load(acquire) == nullptr)
+    if (core_.load(relaxed) == nullptr)
       throw std::invalid_argument("orderly::tensor_cache: the pool is gone: destroyed before the cache");
     if (streams_ == nullptr) throw std::invalid_argument("orderly::tensor_cache: the pool has no streams; name none");
     if (at.own) throw std::invalid_argument("orderly::tensor_cache: the pool has streams; name one");
@@ -371,8 +373,7 @@ class tensor_cache::state final : public keeper {
     t.bytes = r.layout.bytes();
     t.type = r.layout.type();
     t.device = device_;
-    const lane* const in = r.made_in.load(relaxed);
-    t.stream = in == nullptr ? nullptr : in->stream;
+    t.stream = r.stream.load(relaxed);
     t.handle = {number_, r.word.load(relaxed) >> 1, static_cast<std::uint32_t>(&r - records_.data())};
     return t;
   }
@@ -405,6 +406,7 @@ class tensor_cache::state final : public keeper {
     r.capacity.store(bytes, relaxed);
     r.made_in.store(in, relaxed);
     r.lane_serial.store(in == nullptr ? 0 : in->serial.load(relaxed), relaxed);
+    r.stream.store(in == nullptr ? nullptr : in->stream, relaxed);
     r.fleeting.store(in != nullptr && !keeps(*in), relaxed);
     r.layout = layout;
     misses_.fetch_add(1, relaxed);  // a figure, and a time
@@ -442,7 +444,7 @@ class tensor_cache::state final : public keeper {
   [[nodiscard]] record* end(const tensor& of, const where& at, std::uint64_t mark, lane*& in, error& code,
                             bad_free* report) noexcept {
     record* const r = find(of);
-    if (core_.load(acquire) == nullptr || r == nullptr) [[unlikely]] {  // pool_goes()
+    if (core_.load(relaxed) == nullptr || r == nullptr) [[unlikely]] {
       code = refuse_handle(of, report);
       return nullptr;
     }
@@ -459,12 +461,13 @@ class tensor_cache::state final : public keeper {
     return nullptr;
   }
 
-  /// The lane of the stream that a tensor was allocated for. Null: the stream was released.
+  /// The lane of the stream that a tensor was allocated for. Null: the stream was released. Relaxed: whoever has the tensor
+  /// has it from a thread that found the lane (lanes::at_hand), by the program or by a shelf.
   [[nodiscard]] lane* own_lane(const record& r) const noexcept {
     lane* const in = r.made_in.load(relaxed);  // a look, which the CAS on the word confirms
     if (in == nullptr) return nullptr;
-    if (in->serial.load(acquire) == r.lane_serial.load(relaxed)) [[likely]] return in;  // lanes::bind()
-    return streams_->find(in->stream);  // it has begun or ended a capture since, or is gone
+    if (in->serial.load(relaxed) == r.lane_serial.load(relaxed)) [[likely]] return in;
+    return streams_->find(r.stream.load(relaxed));  // it has begun or ended a capture since, or is gone
   }
 
   /// A tensor that ended, in hand: to a shelf, or to the pool.
@@ -480,6 +483,7 @@ class tensor_cache::state final : public keeper {
     if (in != nullptr) {
       r.made_in.store(in, relaxed);
       r.lane_serial.store(of.lane, relaxed);
+      r.stream.store(in->stream, relaxed);
     }
     const std::uint64_t time = now();
     writes_plain(&r);
@@ -511,7 +515,7 @@ class tensor_cache::state final : public keeper {
   /// memory stays as it is until the pool goes. `tell`: the handler of bad frees may be called.
   [[gnu::noinline]] void give_back(record& r, lane* in, bool tell) noexcept {
     writes_plain(&r);
-    pool::state* const core = core_.load(acquire);  // pool_goes()
+    pool::state* const core = core_.load(relaxed);
     void* const data = r.address.load(relaxed);  // ours, as all of the record
     const std::size_t bytes = r.capacity.load(relaxed);
     if (core != nullptr && bytes != 0 && (streams_ == nullptr || in != nullptr)) {
@@ -537,7 +541,7 @@ class tensor_cache::state final : public keeper {
 
   [[gnu::cold]] error refuse_handle(const tensor& of, bad_free* report) noexcept {
     if (!of) return error::none;
-    if (core_.load(acquire) == nullptr) return refuse(error::pool_gone, of.data, report);  // pool_goes()
+    if (core_.load(relaxed) == nullptr) return refuse(error::pool_gone, of.data, report);
     bad_frees_.fetch_add(1, relaxed);  // a figure
     bad_free unused;
     return explain(of, report == nullptr ? unused : *report);
@@ -616,7 +620,7 @@ class tensor_cache::state final : public keeper {
   [[nodiscard]] static std::uint32_t hardware_threads() noexcept;
 
   // Read on every call, and hardly ever written:
-  atomic<pool::state*> core_;  ///< null: the pool is gone
+  atomic<pool::state*> core_;  ///< null: the pool is gone. Relaxed: the program orders its end and all calls
   stream_pool::state* streams_;
   std::uint64_t number_;
   std::size_t limit_ = 0;

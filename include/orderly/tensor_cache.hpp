@@ -113,8 +113,9 @@ struct exported_tensor {
 
 /// The last act of an exported tensor's owner, by its storage: frees it, in the stream that was named for that. From any
 /// thread; also when the cache is gone, and when the pool is, too: then the memory went with it, and this is all. A second
-/// call for one export is refused (options::on_bad_free), as long as the record was not exported again.
-/// Lock-free, as free(). No other thread may just be destroying the pool.
+/// call for one export is refused (options::on_bad_free) as long as the cache is there, and the record not exported again.
+/// If the stream was released since, and is gone, nobody can tell when its work is over, and the memory stays out of use
+/// until the pool goes. Lock-free, as free(). No other thread may just be destroying the pool.
 ORDERLY_API void release_export(void* storage) noexcept;
 
 class ORDERLY_API tensor_cache {
