@@ -127,6 +127,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
 
   /// Who keeps blocks that are live to this pool, and is asked for them before an allocation is refused.
   [[nodiscard]] detail::keepers& keepers() noexcept { return keepers_; }
+  /// What tools are told of blocks that are kept. Pre: the block is the caller's.
+  [[nodiscard]] detail::annotations& tools() noexcept { return store_.memory().tools(); }
 
   // Relocation; see relocation.cpp.
   /// Runs a pass, and plans what `movable` blocks are to move; they are in the order of their addresses. Throws

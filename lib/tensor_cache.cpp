@@ -325,6 +325,7 @@ class tensor_cache::state final : public keeper {
       if (const auto taken = shelves_.take(shelf, wanted, stripe(), now())) [[likely]] {
         record& r = records_[*taken];
         reads_plain(&r);
+        tell_taken(r, wanted.bytes);
         if (r.layout == layout) [[likely]] return &r;
         keep_or_give_back(r, in);  // two layouts with one fingerprint
       }
@@ -346,6 +347,7 @@ class tensor_cache::state final : public keeper {
         if (!taken) continue;
         record& r = records_[*taken];
         const std::size_t capacity = r.capacity.load(relaxed);  // ours, now
+        tell_taken(r, std::min<std::size_t>(wanted.bytes, capacity));
         if (capacity < wanted.bytes || capacity > most) {
           keep_or_give_back(r, in);
           continue;
@@ -488,15 +490,27 @@ class tensor_cache::state final : public keeper {
     const std::uint64_t time = now();
     writes_plain(&r);
     r.freed = time;
+    tell_kept(r);
     if (r.shelf != tensor_shelves::none && shelves_.put(r.shelf, of, index, stripe(), time)) [[likely]] return true;
     const std::uint32_t row = shelves_.row(of.lane, of.bytes);
     for (int tries = 0; tries < 2; ++tries) {
       r.shelf = shelves_.find(row, of);
       if (r.shelf == tensor_shelves::none) r.shelf = open_shelf(row, of);
-      if (r.shelf == tensor_shelves::none) return false;
+      if (r.shelf == tensor_shelves::none) break;
       if (shelves_.put(r.shelf, of, index, stripe(), time)) return true;
     }
+    tell_taken(r, r.capacity.load(relaxed));  // as it was
     return false;
+  }
+
+  /// To the tools that watch memory (annotate.hpp) what is kept is free.
+  void tell_kept(record& r) const noexcept {
+    const std::size_t capacity = r.capacity.load(relaxed);  // ours, like the rest
+    core_.load(relaxed)->tools().taken_back(r.address.load(relaxed), capacity, capacity);
+  }
+  void tell_taken(record& r, std::size_t bytes) const noexcept {
+    if (pool::state* const core = core_.load(relaxed))
+      core->tools().handed_out(r.address.load(relaxed), bytes, r.capacity.load(relaxed));  // ours, like the rest
   }
 
   /// Labels a shelf of the row. `none`: another thread has the mutex.
@@ -601,6 +615,7 @@ class tensor_cache::state final : public keeper {
       static_cast<void>(shelves_.pop(from, at));
       record& r = records_[oldest];
       given += r.capacity.load(relaxed);  // ours
+      tell_taken(r, r.capacity.load(relaxed));
       evictions_.fetch_add(1, relaxed);   // a figure
       give_back(r, streams_ == nullptr ? nullptr : own_lane(r), false);
     }

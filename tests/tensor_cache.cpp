@@ -23,6 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "annotate.hpp"
 #include "orderly/pool.hpp"
 #include "orderly/software_stream.hpp"
 #include "orderly/stream_pool.hpp"
@@ -32,6 +33,10 @@
 #include "support/scale.hpp"
 #include "support/stream_bench.hpp"
 #include "support/threads.hpp"
+
+#ifdef ORDERLY_ADDRESS_SANITIZER
+#include <sanitizer/asan_interface.h>
+#endif
 
 using namespace orderly;
 using namespace orderly::test;
@@ -579,6 +584,36 @@ TEST_CASE("a process forks: parent and child go on with what was kept") {
   cache.free(live);
   CHECK(cache.trim() == 6000);
 }
+
+#ifdef ORDERLY_ADDRESS_SANITIZER
+
+TEST_CASE("to tools that watch memory what is kept is free, and a compatible tensor ends where its bytes do") {
+  pool tested(quiet(64 * mib));
+  for (const std::size_t bytes : {9216UL, 9 * mib}) {
+    tensor_cache cache(tested);
+    const tensor some = cache.empty(of_bytes(bytes));
+    auto* const start = static_cast<char*>(some.data);
+    const auto is_free = [&] { return __asan_address_is_poisoned(start) != 0 && __asan_address_is_poisoned(start + bytes - 1) != 0; };
+    const auto ends_at = [&](std::size_t end) {
+      return __asan_region_is_poisoned(start, end) == nullptr && __asan_address_is_poisoned(start + end) != 0;
+    };
+    CHECK_FALSE(is_free());
+    cache.free(some);
+    CHECK(is_free());
+    const tensor smaller = cache.empty(of_bytes(bytes - 1000));
+    REQUIRE(smaller.data == some.data);
+    CHECK(ends_at(bytes - 1000));
+    cache.free(smaller);
+    CHECK(is_free());
+    CHECK(cache.empty(of_bytes(bytes - 1000)).data == some.data);
+    CHECK(ends_at(bytes - 1000));
+    cache.free(cache.empty(of_bytes(100)));
+    CHECK(cache.trim() != 0);
+  }
+  check_idle(tested);
+}
+
+#endif
 
 // -------------------------------------------------------------------------------------------------------- streams
 

@@ -62,6 +62,7 @@ struct options {
 
   /// Called when an allocation would be refused, unless it exceeds the capacity or the limit by itself. Empty: fail at
   /// once. Allocations of the same pool inside the handler do not call it again; its report() there is of the request.
+  /// Tensor caches over the pool have given up what they kept by then.
   out_of_memory_handler on_out_of_memory = nullptr;
   bad_free_handler on_bad_free = orderly::on_bad_free::print;
 };

@@ -102,8 +102,8 @@ class ORDERLY_API pool {
   /// Usable bytes of the live block that starts at `pointer`; 0 if none does.
   [[nodiscard]] std::size_t block_size(const void* pointer) const noexcept;
 
-  /// Reclaims what caches hold and decommits free chunks until at most `keep_bytes` are committed, or nothing more can
-  /// be released. Returns the bytes decommitted.
+  /// Reclaims what caches hold, tensor caches too where need be, and decommits free chunks until at most `keep_bytes` are
+  /// committed, or nothing more can be released. Returns the bytes decommitted.
   std::size_t trim(std::size_t keep_bytes = 0) noexcept;
 
   /// Commits memory until at least `bytes` are committed, or the limit is reached, or the source refuses, so that later
