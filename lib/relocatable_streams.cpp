@@ -104,9 +104,9 @@ class relocatable_stream_blocks::state final : public relocatable_set<pool::stat
   }
 
   [[nodiscard]] error deallocate(relocatable block, stream_handle stream) noexcept {
-    error code = error::none;
-    lane* const in = enter(stream, code);
-    if (in == nullptr) return code;
+    lane* const in = owner_.find(stream);
+    error code = enter(in);
+    if (code != error::none) return code;
     used_record* const r = find(block);
     if (r == nullptr) return error::stale_handle;
     std::uint64_t seen = r->word.load(relaxed);  // a look; the CAS acquires
@@ -132,8 +132,9 @@ class relocatable_stream_blocks::state final : public relocatable_set<pool::stat
   }
 
   [[nodiscard]] void* pin(relocatable block, stream_handle stream, error& why) noexcept {
-    lane* const in = enter(stream, why);
-    if (in == nullptr) return nullptr;
+    lane* const in = owner_.find(stream);
+    why = enter(in);
+    if (why != error::none) return nullptr;
     used_record* const r = find(block);
     std::uint64_t seen = r == nullptr ? 0 : r->word.load(relaxed);  // a look; the CAS acquires
     for (;;) {
@@ -261,30 +262,26 @@ class relocatable_stream_blocks::state final : public relocatable_set<pool::stat
     shared_event behind_all;
   };
 
-  /// The stream's lane, noted. Null: `why` says why.
-  [[nodiscard]] lane* enter(stream_handle stream, error& why) noexcept {
-    lane* const in = owner_.find(stream);
-    if (in == nullptr) {
-      why = error::invalid_argument;
-      return nullptr;
-    }
-    if (is_noted(*in)) [[likely]] return in;
-    if (pool::state::captures(in))
-      why = error::invalid_argument;
-    else if (note(*in))
-      return in;
-    else
-      why = error::out_of_memory;
-    return nullptr;
+  /// Before a stream uses a block. Null: it is no stream.
+  [[nodiscard]] error enter(lane* in) noexcept {
+    if (in == nullptr) return error::invalid_argument;
+    if (is_noted(*in)) [[likely]] return error::none;
+    if (pool::state::captures(in)) return error::invalid_argument;
+    return note(*in) ? error::none : error::out_of_memory;
   }
   [[nodiscard]] lane& enter_or_throw(stream_handle stream) {
-    error why = error::none;
-    if (lane* const in = enter(stream, why)) return *in;
-    if (why == error::out_of_memory) throw std::bad_alloc();
-    if (owner_.find(stream) == nullptr) stream_pool::state::throw_unknown(stream);
-    throw std::invalid_argument(
-        "orderly::relocatable_stream_blocks: the stream captures; pin blocks before the capture, allocate, free and move "
-        "them after it");
+    lane* const in = owner_.find(stream);
+    if (in == nullptr) stream_pool::state::throw_unknown(stream);
+    switch (enter(in)) {
+      case error::none:
+        return *in;
+      case error::out_of_memory:
+        throw std::bad_alloc();
+      default:
+        throw std::invalid_argument(
+            "orderly::relocatable_stream_blocks: the stream captures, or its driver cannot tell; pin blocks before the "
+            "capture, allocate, free and move them after it");
+    }
   }
 
   /// False also while the stream captures: the capture has given its lane another number.

@@ -383,8 +383,13 @@ void use_relocation(scene& in, bool safe_mode) {
   };
   const auto step = [&](cudaStream_t stream) {
     in.attempt([&] {
-      static_cast<void>(blocks->step(stream));
-      if (blocks->last_step_failed()) throw std::runtime_error("orderly::stream_pool: a step failed");
+      bool failed = true;
+      try {
+        static_cast<void>(blocks->step(stream));
+        failed = blocks->last_step_failed();
+      } catch (const std::invalid_argument&) {  // it may capture
+      }
+      if (failed) throw std::runtime_error("orderly::stream_pool: a step failed");
     });
   };
   for (int i = 0; i < 16; ++i) {
