@@ -601,7 +601,7 @@ std::size_t pool::state::arrive(front& at, depot::parcel& p) noexcept {
       bad_frees_.fetch_add(1, relaxed);
       frees_.fetch_sub(1, relaxed);
       published_requested_.fetch_add(static_cast<std::int64_t>(rule.bytes - p.unused[i]), relaxed);
-      // Of the tag that the block bears now, which may be another owner's: then the sum of all tags is right, and each is not.
+      // Of the tag that the block bears now, which may be another owner's: then the sum of all tags is right alone.
       if (tags_.on()) tags_.free_was_none(n.granule(), rule.bytes - p.unused[i], rule.bytes);
       continue;
     }

@@ -27,7 +27,9 @@ class writer {
   writer(char* text, std::size_t bytes) noexcept : text_(text), bytes_(bytes) {
     if (bytes_ != 0) text_[0] = '\0';
   }
+  void add(const char* text) noexcept { add("%s", text); }
   template <class... Values>
+    requires(sizeof...(Values) != 0)
   void add(const char* format, Values... values) noexcept {
     const std::size_t at = std::min(length_, bytes_);
     const int length = std::snprintf(bytes_ == 0 ? nullptr : text_ + at, bytes_ - at, format, values...);

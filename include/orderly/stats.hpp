@@ -33,8 +33,8 @@ struct statistics {
 };
 
 /// What blocks of one tag hold of a pool that accounts tags. At quiescence exact, and the sums over all tags are the
-/// pool's; else as statistics. All sizes in bytes. Of a double free that races with a free (see pool::deallocate) the sums
-/// over all tags stay right, and one tag may lack what another has too much.
+/// pool's; else as statistics. All sizes in bytes. After a double free that raced with a free (see pool::deallocate) one
+/// tag may lack for good what another has too much.
 struct tag_statistics {
   orderly::tag tag;
   std::size_t requested = 0;       ///< sum of the sizes asked for, over live blocks

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "orderly/tag.hpp"
 #include "sources.hpp"
 #include "support/audit.hpp"
 #include "support/linearizability.hpp"
@@ -510,6 +511,99 @@ struct stopped_at_work : of_pool {
   }
 };
 
+/// A pool that accounts tags. Names are the process's, so there are the two that are there from the start.
+struct of_tags : of_pool {
+  explicit of_tags(std::size_t granules) {
+    options settings = silent();
+    settings.account_tags = true;
+    tested = buffer_pool(book, granules, settings);
+    make_fronts(2);
+  }
+  void* set_up_as(std::uint16_t number, unsigned self) {
+    void* block = nullptr;
+    as_thread(self, [&] {
+      const tag_scope scope(tag::of_number(number));
+      block = must_allocate(1, self);
+    });
+    return block;
+  }
+  /// What the tags hold is what blocks bear them, and all that the pool has.
+  void expect_accounts() {
+    std::array<std::size_t, 2> requested{};
+    std::array<std::uint64_t, 2> blocks{};
+    tested->for_each_block([&](const block_info& block) {
+      if (block.state != block_state::live) return;
+      requested[block.tag.number()] += block.requested;
+      ++blocks[block.tag.number()];
+    });
+    for (const tag_statistics& of : tested->tags()) {
+      const std::uint16_t number = of.tag.number();
+      ORDERLY_EXPECT(of.requested == requested[number], "%s has %zu bytes, and is said to have %zu", of.tag.name(),
+                     requested[number], of.requested);
+      ORDERLY_EXPECT(of.allocations - of.frees == blocks[number], "%s has %llu blocks, and is said to have another number",
+                     of.tag.name(), static_cast<unsigned long long>(blocks[number]));
+    }
+    expect_sums();
+  }
+  void expect_sums() {
+    std::size_t requested = 0;
+    std::size_t allocated = 0;
+    std::uint64_t blocks = 0;
+    for (const tag_statistics& of : tested->tags()) {
+      requested += of.requested;
+      allocated += of.allocated;
+      blocks += of.allocations - of.frees;
+    }
+    const statistics all = tested->stats();
+    ORDERLY_EXPECT(requested == all.requested && allocated == all.allocated, "tags have %zu bytes, and the pool %zu",
+                   requested, all.requested);
+    ORDERLY_EXPECT(blocks == all.allocations - all.frees, "tags have other blocks than the pool");
+  }
+};
+
+/// The only memory is freed by one, far from home, and allocated under another tag by the home or a third.
+template <unsigned taker>
+struct tagged : of_tags {
+  void* const block = set_up_as(1, 0);
+  void* const other = set_up_as(1, 0);
+  void* taken = nullptr;
+  tagged() : of_tags(2) {}
+  void thread(unsigned self) override {
+    if (self == 1) return free_sized(block, 1, 0);
+    if (self != taker) return;
+    const tag_scope scope{tag()};
+    taken = allocate(1, self);
+  }
+  void check() override {
+    expect_accounts();
+    free_sized(other, 1, 0);
+    if (taken != nullptr) free_sized(taken, 1, taker);
+    expect_accounts();
+    check_idle();
+    expect_accounts();
+  }
+};
+
+/// Both free one block, and its home goes on with it under another tag. One tag may lack what the other has too much; the
+/// sum of both is right.
+struct tagged_double_free : of_tags {
+  void* const block = set_up_as(1, 0);
+  void* const other = set_up_as(1, 0);  // else its tag might have less than nothing, which is not told
+  tagged_double_free() : of_tags(4) {}
+  void thread(unsigned self) override {
+    static_cast<void>(tested->try_deallocate(block, granule));
+    if (self == 0) tested->deallocate(tested->try_allocate(granule), granule);
+  }
+  void check() override {
+    owned.give(block, 1, 0);
+    end_threads();
+    static_cast<void>(tested->defragment());
+    test::check_sound(*tested);
+    expect_sums();
+    free_sized(other, 1, 0);
+  }
+};
+
 constexpr traits usual{.stale = 1};
 constexpr traits usual_without{.stale = 1, .barrier = false};
 constexpr traits refused{.stale = 1, .barrier_refusals = 2};
@@ -543,6 +637,11 @@ const registered<double_free_collected> f8("home", "double-free-collected", usua
 const registered<small_blocks> g7("exit", "small-blocks", small_exiting);
 const registered<wrong_frees> f6("home", "wrong-frees", usual);
 const registered<collected> f7("home", "collected", usual);
+
+const registered<tagged<0>> t1("tags", "return", usual);
+const registered<tagged<0>> t2("tags", "return-without-barrier", usual_without);
+const registered<tagged<2>> t4("tags", "return-to-a-third", three);
+const registered<tagged_double_free> t3("tags", "double-free", usual);
 
 const registered<exit_and_return> g1("exit", "return", small_exiting);
 const registered<front_changes_hands> g2("exit", "front-changes-hands", small_exiting);
