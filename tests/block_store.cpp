@@ -438,6 +438,23 @@ TEST_CASE("a trim releases what is idle, and no more than it must") {
   }
 }
 
+TEST_CASE("a trim takes slots first, which cost a source least, and nodes of the tree only when they do not suffice") {
+  watched_store watched(small_granules());
+  const auto take = [&](std::uint64_t granules) {
+    refusal why = refusal::none;
+    const block_shape shape = shape_of(granules);
+    return live_block{watched.store.take_one(shape, granules, ceiling::hard, why).value(), shape.sixteenths};
+  };
+  const live_block slot = take(1100);  // 69 chunks, above a root of 64
+  const live_block root = take(1024);
+  const live_block part = take(576);  // 36 chunks of the next root
+  for (const live_block& each : {root, slot, part}) watched.store.give(each.n, each.sixteenths);
+  CHECK(watched.store.trim(16 * kib) == 69 * 16 * kib);
+  CHECK(watched.store.trim(16 * kib) == 36 * 16 * kib);
+  CHECK(watched.store.trim(16 * kib) == 64 * 16 * kib);
+  CHECK(watched.store.trim(SIZE_MAX) == 0);
+}
+
 TEST_CASE("nothing is found where nothing was ever taken") {
   watched_store watched(small_granules());
   const geometry& shape = watched.store.shape();
