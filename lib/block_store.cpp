@@ -105,11 +105,11 @@ void block_store::divide(node n, unsigned part_order, const part_map& live) noex
 std::size_t block_store::trim(std::size_t bytes) noexcept {
   if (shape().flat) return 0;
   std::size_t released = 0;
-  // Slots cost least: what was committed together is given back together, in few large pieces, and a source takes its time
-  // for the piece. (On the trace h200_train_gpt2 at a limit of 1.10 of what is live CUDA's driver takes 12 % of the recorded
-  // time for moves; with slots second it is 18 %.) Then nodes that are committed in part, which are worth least, then whole
-  // ones, the largest first. What is given back bare may merge with its buddy into a node that was looked for before, so
-  // go round again.
+  // Slots cost least: what was committed together is given back together, in few large pieces, and a source takes its
+  // time for the piece. (On the trace h200_train_gpt2 at a limit of 1.10 of what is live CUDA's driver takes 12 % of the
+  // recorded time for moves; with slots second it is 18 %.) Then nodes that are committed in part, which are worth
+  // least, then whole ones, the largest first. What is given back bare may merge with its buddy into a node that was
+  // looked for before, so go round again.
   for (bool again = true; again && released < bytes;) {
     const std::size_t before = released;
     const bool willing = slots_.trim(bytes, released) && trim_tree(backing::partial, bytes, released) &&

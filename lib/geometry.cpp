@@ -16,11 +16,11 @@ constexpr unsigned least_chunks_per_root_log2 = bounds::least_root_chunks_log2;
 constexpr unsigned most_chunks_per_root_log2 = bounds::most_root_chunks_log2;
 constexpr unsigned root_bytes_log2 = 20;
 
-/// Blocks of orders below this size are small, however large a chunk is. They are many and some of them stay: where they
-/// lie among larger ones hardly a chunk comes free as a whole, and all of them together fill few chunks of their own.
-/// With chunks of 2 MiB this brings the smallest limit of a recorded trace (serve_vision) from 1.66 times the peak of
-/// live bytes to 1.18, and leaves those of the others where they are. Setting blocks apart by how long they will live, as
-/// if that were known, brings it to 1.24.
+/// Blocks of orders below this size are small, however large a chunk is. They are many and some of them stay: where
+/// they lie among larger ones hardly a chunk comes free as a whole, and all of them together fill few chunks of their
+/// own. With chunks of 2 MiB this brings the smallest limit of a recorded trace (serve_vision) from 1.66 times the peak
+/// of live bytes to 1.18, and leaves those of the others where they are. Setting blocks apart by how long they will
+/// live, as if that were known, brings it to 1.24.
 constexpr unsigned small_bytes_log2 = 16;
 
 /// The words of a group of this order fill a page of 4 KiB.

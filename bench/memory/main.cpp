@@ -3,11 +3,11 @@
 ///
 ///   passes/WORKLOAD/KIND[/latency]/threads:2     a workload while a further thread runs passes; see passes.hpp. The
 ///                                                latency is that of single calls
-///   at-limit/threads:N                           allocations while all of the limit is live but what is asked for, of
-///                                                sizes that change, so that memory is moved for each
-///   fragmented/PATTERN/BLOCKS/BYTES              memory full of small blocks, of which every second, or those in every
-///                                                second chunk, are freed; then one request for the largest power of two
-///                                                that the free bytes make up
+///   at-limit/threads:N                           allocations while all of the limit is live but what is asked for,
+///                                                of sizes that change, so that memory is moved for them
+///   fragmented/PATTERN/BLOCKS/BYTES              memory full of small blocks, of which every second, or those in
+///                                                every second chunk, are freed; then one request for the largest
+///                                                power of two that the free bytes make up
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -176,9 +176,9 @@ void add_passes() {
 
 // ---------------------------------------------------------------------------------------------------------- the limit
 
-/// Each thread has a share of the limit. Before each request it frees blocks, chosen by chance, until the request fits its
-/// share; so all that is live and the request always fit the limit. Sizes are whole chunks: powers of two up to a root,
-/// which classes do not round, and any number above.
+/// Each thread has a share of the limit. Before each request it frees blocks, chosen by chance, until the request fits
+/// its share; so all that is live and the request always fit the limit. Sizes are whole chunks: powers of two up to a
+/// root, which classes do not round, and any number above.
 class at_limit {
  public:
   static constexpr std::size_t operations = 10'000'000;  // of all threads
@@ -248,7 +248,7 @@ enum class pattern : std::uint8_t { blocks, chunks };
 
 constexpr std::size_t fragmented_limit = 96 * mib;
 
-/// What is asked for: the largest power of two that the bytes make up which are not live, nor in the live ones' last chunk.
+/// What is asked for: the largest power of two that the bytes make up which are not live, nor in the last chunk of those.
 std::size_t largest_request(std::size_t live, std::size_t chunk) {
   return std::bit_floor(fragmented_limit - (live + chunk - 1) / chunk * chunk);
 }

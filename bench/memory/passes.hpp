@@ -15,9 +15,7 @@
 
 namespace orderly::bench {
 
-/// Each is a class with a name and a call that does one unit of work.
-
-/// There is no further thread.
+/// Each kind is a class with a name and a call that does one unit of work. This one has none: there is no further thread.
 struct no_passes {
   static constexpr std::string_view name = "nothing";
   explicit no_passes(pool&) noexcept {}
@@ -98,8 +96,8 @@ class relocating {
   std::size_t odd_ = 0;
 };
 
-/// The further thread. It rests nine times as long as it works, so that it takes a tenth of one core at most, and what is
-/// seen is how passes and calls hinder each other, not how cores are shared.
+/// The further thread. It rests nine times as long as it works, so that it takes a tenth of one core at most, and what
+/// is seen is how passes and calls hinder each other, not how cores are shared.
 template <class Passes>
 class pass_thread {
  public:

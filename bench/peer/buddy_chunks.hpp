@@ -101,7 +101,9 @@ class buddy_chunks_peer {
   static unsigned order_of(std::size_t bytes) noexcept {
     return static_cast<unsigned>(std::bit_width((std::max(bytes, std::size_t{1}) - 1) / granule));
   }
-  static unsigned slot_size_of(std::size_t chunks) noexcept { return static_cast<unsigned>(std::bit_width(chunks - 1)); }
+  static unsigned slot_size_of(std::size_t chunks) noexcept {
+    return static_cast<unsigned>(std::bit_width(chunks - 1));
+  }
 
   /// Fills in where slots lie; returns the chunks of the whole range. A slot in use has more than half of its chunks.
   std::size_t lay_out() noexcept {

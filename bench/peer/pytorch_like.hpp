@@ -2,8 +2,8 @@
 /// The scheme of PyTorch's caching allocator for devices, with its default settings, over ranges of host memory.
 ///
 /// Sizes are rounded to 512 B. Memory comes in segments: of 2 MiB for blocks of at most 1 MiB, of 20 MiB for blocks
-/// below 10 MiB, else as large as the block, rounded to 2 MiB. A segment belongs to the stream that it was made for, and
-/// so do its blocks for as long as it exists. A request takes the smallest free block of its stream and of its kind
+/// below 10 MiB, else as large as the block, rounded to 2 MiB. A segment belongs to the stream that it was made for,
+/// and so do its blocks for as long as it exists. A request takes the smallest free block of its stream and of its kind
 /// (small or large); the rest is split off, unless it is below 512 B or, of a large block, not above 1 MiB. A freed
 /// block joins its free neighbours in the segment. Before a request is refused, every segment without a live block is
 /// given back, and the request is tried once more. One mutex.
@@ -83,7 +83,7 @@ class pytorch_like_peer {
   static constexpr std::size_t unit = 512;
   static constexpr std::size_t largest_small = mib;
   static constexpr std::size_t small_segment = 2 * mib;
-  static constexpr std::size_t least_own_segment = 10 * mib;  // from this size on a block gets a segment of its own size
+  static constexpr std::size_t least_own_segment = 10 * mib;  // from here on a segment is as large as its block
   static constexpr std::size_t large_segment = 20 * mib;
   static constexpr std::size_t own_segment_unit = 2 * mib;
 

@@ -134,7 +134,8 @@ void add_sizes(CLI::App& app, replay_options& chosen) {
   app.add_option("--limit", chosen.limit, "Most memory that arenas may commit; none by default")
       ->transform(bytes)
       ->type_name("BYTES");
-  app.add_option("--limit-over-live", chosen.limit_over_live, "The same, as a multiple of the trace's peak of live bytes")
+  app.add_option("--limit-over-live", chosen.limit_over_live,
+                 "The same, as a multiple of the trace's peak of live bytes")
       ->check(CLI::Range(1.0, 1000.0).description(""))
       ->excludes("--limit")
       ->type_name("F");
@@ -159,7 +160,8 @@ void add_sizes(CLI::App& app, replay_options& chosen) {
 void add_outputs(CLI::App& app, replay_options& chosen) {
   app.add_flag("--find-limit", chosen.find_limit, "Find the smallest limit with which each arena serves the trace");
   app.add_flag("--pieces", chosen.pieces,
-               "Commit orderly's memory in the pieces of 2 MiB and more that its source for CUDA makes, and count them");
+               "Commit orderly's memory in the pieces of 2 MiB and more that its source for CUDA makes, and count "
+               "them");
   app.add_flag("--touch", chosen.touch, "Write a byte in each page of each block, outside of the measured time");
   app.add_option("--json", chosen.json, "Write the results as JSON")->type_name("FILE");
   app.add_option("--plot", chosen.plot, "Draw memory over time, and the address map of orderly")
