@@ -67,8 +67,8 @@ struct virtual_functions {
 ///
 /// A piece is what one cuMemCreate gave; it is mapped once and unmapped once, as a whole, and its handle is released as
 /// soon as it is mapped: from then on the mapping alone keeps it. What the driver takes its time for is the piece, not
-/// the byte, so commit_together() makes pieces as large as they fit: each power of two that its own place is aligned
-/// to.
+/// the byte, so pieces are as large as they may be: a chunk, since no less is given back; and in commit_together() each power
+/// of two that fits, and that the piece's own place is aligned to.
 ///
 /// The sizes of pieces lie in a table by unit, at the piece's first one. They are written by whoever commits or
 /// decommits there, and nobody else is at work in the same chunk meanwhile (see memory_source); the pool's own
@@ -98,6 +98,7 @@ class virtual_source final : public memory_source {
     }
     base_ = range;
     bytes_ = bytes;
+    chunk_ = std::max<std::size_t>(alignment / unit_, 1);
     return reinterpret_cast<void*>(range);
   }
 
@@ -119,7 +120,9 @@ class virtual_source final : public memory_source {
     pieces_.reset();
   }
 
-  [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override { return commit(address, bytes, 1); }
+  [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
+    return commit(address, bytes, chunk_);
+  }
   [[nodiscard]] bool commit_together(void* address, std::size_t bytes) noexcept override {
     return commit(address, bytes, bytes / unit_);
   }
@@ -164,9 +167,9 @@ class virtual_source final : public memory_source {
   [[nodiscard]] bool commit(void* address, std::size_t bytes, std::size_t largest_piece) noexcept {
     const detail::device_guard guard(device());
     const detail::outside_capture apart;
-    if (!guard.holds()) return false;
     const std::size_t first = unit_of(address);
     const std::size_t end = first + bytes / unit_;
+    if (!guard.holds() || !clear(first, end)) return false;
     std::size_t at = first;
     while (at < end) {
       const std::size_t length = piece_at(at, std::min(largest_piece, end - at));
@@ -178,6 +181,16 @@ class virtual_source final : public memory_source {
     if (at != first && unmap_for_good(base_ + first * unit_, (at - first) * unit_))
       std::fill(&pieces_[first], &pieces_[at], std::uint8_t{0});
     return false;
+  }
+
+  /// Unmaps what a commit that failed has left there, because it could not be unmapped then.
+  [[nodiscard]] bool clear(std::size_t first, std::size_t end) noexcept {
+    for (std::size_t at = first; at < end; ++at) {
+      if (pieces_[at] == 0) continue;
+      if (!unmap(base_ + at * unit_, unit_ << (pieces_[at] - 1))) return false;
+      pieces_[at] = 0;
+    }
+    return true;
   }
 
   [[nodiscard]] bool map_new(CUdeviceptr at, std::size_t bytes) noexcept {
@@ -212,6 +225,7 @@ class virtual_source final : public memory_source {
   std::vector<CUmemAccessDesc> access_;  ///< the device's own, then peers'
   CUdeviceptr base_ = 0;                 ///< 0: nothing is reserved
   std::size_t bytes_ = 0;
+  std::size_t chunk_ = 1;                          ///< units that are committed and decommitted together at least
   std::unique_ptr<std::uint8_t[], freed> pieces_;  ///< by unit: 1 + log2 of the units of the piece that begins there; 0: none
 };
 

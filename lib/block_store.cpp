@@ -143,10 +143,10 @@ block_store::found block_store::describe(node n, block_word word) const noexcept
 block_store::found block_store::find(std::uint64_t offset) const noexcept {
   const std::uint64_t granule = offset >> shape().granule_shift;
   if (granule >= shape().tree_granules) {
-    const node n = slots_.at_granule(granule);
-    const block_word seen = slots_.look(n);
+    const auto n = slots_.at_granule(granule);
+    const block_word seen = n ? slots_.look(*n) : block_word::none();
     if (seen.state() == block_state::none) return {};
-    return describe(n, seen);
+    return describe(*n, seen);
   }
   for (unsigned order = 0; order <= shape().root_order; ++order) {
     const node n{static_cast<std::uint32_t>(granule >> order), static_cast<std::uint8_t>(order)};

@@ -55,8 +55,9 @@ geometry virtual_geometry(std::size_t granule, std::size_t chunk, std::uint64_t 
   for (unsigned order = g.root_order + 1; order <= g.top_order; ++order) {
     g.slots[order] =
         static_cast<std::uint32_t>(std::clamp<std::uint64_t>((2 * capacity_granules) >> order, 1, max_linked_nodes));
-    g.slot_granule[order] = g.total_granules;
-    g.total_granules += std::uint64_t{g.slots[order]} << order;
+    const std::uint64_t size = std::uint64_t{1} << order;
+    g.slot_granule[order] = (g.total_granules + size - 1) / size * size;
+    g.total_granules = g.slot_granule[order] + g.slots[order] * size;
   }
   return g;
 }

@@ -10,7 +10,8 @@
 ///          from which anything is taken holds at least one committed chunk. So while one more chunk may be committed,
 ///          some root is untouched (pigeonhole), and the request fits there.
 ///   Slots  A slot in use has more than half its size committed, so at most 2 x capacity / size slots are in use at once,
-///          and that many exist.
+///          and that many exist. They are aligned to their size, so there are gaps between the orders: a source that makes
+///          large pieces of memory, aligned to their size, makes few.
 ///
 /// The first bound holds up to max_tree_granules (512 GiB of addresses at 256 B); a larger capacity gets fewer roots.
 ///

@@ -15,11 +15,15 @@ bool slots::open(arena& memory) noexcept {
   return word_.reserve(total) && link_.reserve(total) && chunks_.reserve(total);
 }
 
-node slots::at_granule(std::uint64_t granule) const noexcept {
+std::optional<node> slots::at_granule(std::uint64_t granule) const noexcept {
   const geometry& shape = memory_->shape();
-  unsigned order = shape.top_order;
-  while (granule < shape.slot_granule[order]) --order;
-  return {static_cast<std::uint32_t>((granule - shape.slot_granule[order]) >> order), static_cast<std::uint8_t>(order)};
+  for (unsigned order = shape.top_order; order > shape.root_order; --order) {
+    if (granule < shape.slot_granule[order]) continue;
+    const std::uint64_t index = (granule - shape.slot_granule[order]) >> order;
+    if (index >= shape.slots[order]) return std::nullopt;
+    return node{static_cast<std::uint32_t>(index), static_cast<std::uint8_t>(order)};
+  }
+  return std::nullopt;
 }
 
 unsigned slots::list_of(unsigned order, std::uint64_t chunks) const noexcept {

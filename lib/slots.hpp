@@ -42,8 +42,8 @@ class slots {
     return next;
   }
 
-  /// The slot that a granule outside the tree lies in.
-  [[nodiscard]] node at_granule(std::uint64_t granule) const noexcept;
+  /// The slot that a granule outside the tree lies in. None: it lies between two orders' slots.
+  [[nodiscard]] std::optional<node> at_granule(std::uint64_t granule) const noexcept;
 
  private:
   static constexpr unsigned bare = 0;

@@ -455,6 +455,23 @@ TEST_CASE("a trim takes slots first, which cost a source least, and nodes of the
   CHECK(watched.store.trim(SIZE_MAX) == 0);
 }
 
+TEST_CASE("nothing is found in the gaps between the orders of slots, whatever lies behind them") {
+  watched_store watched(virtual_geometry(kib, 16 * kib, 255 * 16 * kib, 0));
+  const geometry& shape = watched.store.shape();
+  REQUIRE(shape.slot_granule[11] > shape.tree_granules);
+  refusal why = refusal::none;
+  for (const std::uint64_t granules : {1100U, 2100U}) {
+    const auto n = watched.store.take_one(shape_of(granules), granules, ceiling::hard, why);
+    if (n) watched.mark_live({*n, whole});
+  }
+  CHECK_FALSE(watched.store.find(shape.bytes(shape.tree_granules)).exists);
+  CHECK(watched.store.find_live(shape.bytes(shape.slot_granule[11])).exists);
+  CHECK(watched.store.find_live(shape.bytes(shape.slot_granule[12])).exists);
+  const std::uint64_t end = shape.granule({shape.slots[11], 11});
+  REQUIRE(end < shape.slot_granule[12]);
+  CHECK_FALSE(watched.store.find(shape.bytes(end)).exists);
+}
+
 TEST_CASE("nothing is found where nothing was ever taken") {
   watched_store watched(small_granules());
   const geometry& shape = watched.store.shape();

@@ -50,15 +50,18 @@ void check_sizes(const geometry& g, const drawn_options& o) {
   if (o.limit == 0 || o.limit > g.capacity) CHECK(g.limit == g.capacity);
 }
 
-/// The tree, then each order's slots, without gap or overlap.
+/// The tree, then each order's slots, aligned to their size, without overlap.
 void check_layout(const geometry& g) {
   CHECK(g.tree_granules % (std::uint64_t{1} << g.root_order) == 0);
   std::uint64_t end = g.tree_granules;
   for (unsigned order = g.root_order + 1; order <= g.top_order; ++order) {
-    CHECK(g.slot_granule[order] == end);
-    CHECK(g.granule({0, static_cast<std::uint8_t>(order)}) == end);
+    const std::uint64_t size = std::uint64_t{1} << order;
+    CHECK(g.slot_granule[order] % size == 0);
+    CHECK(g.slot_granule[order] >= end);
+    CHECK(g.slot_granule[order] - end < size);
+    CHECK(g.granule({0, static_cast<std::uint8_t>(order)}) == g.slot_granule[order]);
     CHECK(g.nodes(order) == g.slots[order]);
-    end += std::uint64_t{g.slots[order]} << order;
+    end = g.slot_granule[order] + g.slots[order] * size;
     CHECK(g.granule({g.slots[order] - 1, static_cast<std::uint8_t>(order)}) + (std::uint64_t{1} << order) == end);
   }
   CHECK(end == g.total_granules);

@@ -34,8 +34,9 @@ constexpr std::size_t chunk = 16 * kib;
 
 /// Roots of 64 chunks. Slots: 16 of order 11 (128 chunks), 8 of order 12 (256), ... 2 of order 14 (1024).
 struct watched_slots {
-  explicit watched_slots(std::uint64_t limit_chunks = 1024)
-      : memory(make_paper_source(kib, paper, log), virtual_geometry(kib, chunk, 1024 * chunk, limit_chunks * chunk)) {
+  explicit watched_slots(std::uint64_t limit_chunks = 1024, std::uint64_t capacity_chunks = 1024)
+      : memory(make_paper_source(kib, paper, log),
+               virtual_geometry(kib, chunk, capacity_chunks * chunk, limit_chunks * chunk)) {
     REQUIRE(memory.open());
     REQUIRE(tested.open(memory));
     REQUIRE(memory.shape().root_order == 10);
@@ -156,16 +157,24 @@ TEST_CASE("there are as many slots of an order as there are, and a free one is f
   watched.check_books();
 }
 
-TEST_CASE("a slot is known by any granule in it") {
-  watched_slots watched;
+TEST_CASE("a slot is known by any granule in it, and a gap between orders is nobody's") {
+  watched_slots watched(1023, 1023);
   const geometry& shape = watched.memory.shape();
+  CHECK(shape.slot_granule[11] > shape.tree_granules);
+  CHECK_FALSE(watched.tested.at_granule(shape.tree_granules));
+  CHECK_FALSE(watched.tested.at_granule(shape.slot_granule[11] - 1));
+  std::uint64_t gaps = 0;
   for (std::uint8_t order = 11; order <= 14; ++order) {
     for (std::uint32_t index = 0; index < shape.slots[order]; ++index) {
       const node n{index, order};
       CHECK(watched.tested.at_granule(shape.granule(n)) == n);
       CHECK(watched.tested.at_granule(shape.granule(n) + (std::uint64_t{1} << order) - 1) == n);
     }
+    const std::uint64_t next = order == 14 ? shape.total_granules : shape.slot_granule[order + 1U];
+    for (std::uint64_t granule = shape.granule({shape.slots[order], order}); granule < next; granule += 1024, ++gaps)
+      CHECK_FALSE(watched.tested.at_granule(granule));
   }
+  CHECK(gaps > 0);
 }
 
 TEST_CASE("a limit or a source that refuses leaves the slot free, as it was") {

@@ -55,7 +55,8 @@ struct cuda_virtual_options {
   double fraction = 1.0;  ///< above 0, at most 1
 
   /// Smallest piece of physical memory in bytes, a power of two; raised to what the device recommends (2 MiB). It is
-  /// the pool's chunk, too, unless options::chunk is larger. Larger units cost fewer calls and more memory.
+  /// the pool's chunk, too, unless options::chunk is larger, which then is the smallest piece. Larger pieces cost fewer
+  /// calls and more memory.
   std::size_t unit = 0;
 
   cuda_sharing sharing = cuda_sharing::none;

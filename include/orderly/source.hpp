@@ -47,7 +47,8 @@ class ORDERLY_API memory_source {
   /// that costs. Null: nobody. Asked once, when the pool is made; it lives as long as the source.
   [[nodiscard]] virtual block_observer* observer() noexcept { return nullptr; }
 
-  /// Reserves `bytes` of addresses aligned to `alignment`. Null: refused.
+  /// Reserves `bytes` of addresses aligned to `alignment`. In a virtual source that is the pool's chunk: what it commits
+  /// and decommits there are whole ones. Null: refused.
   [[nodiscard]] virtual void* reserve(std::size_t bytes, std::size_t alignment) noexcept = 0;
 
   /// Gives a range of reserve() back, committed or not.

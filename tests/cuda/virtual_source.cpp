@@ -205,6 +205,58 @@ TEST_CASE("calls are as many as the pieces that come and go, and none while the 
   CHECK(calls_of("cuMemUnmap", [&] { tested.trim(); }) == 1);
 }
 
+TEST_CASE("a piece is as large as the pool's chunk, or as a large block, wherever that lies") {
+  for (const std::size_t chunk : {2 * mib, 8 * mib, 32 * mib}) {
+    CAPTURE(chunk);
+    const fresh_cuda fresh;
+    pool tested(make_cuda_virtual_source(0, {.bytes = 256 * mib}), {.chunk = chunk});
+    void* block = nullptr;
+    CHECK(calls_of("cuMemCreate", [&] { block = tested.try_allocate(chunk); }) == 1);
+    CHECK(conformance::usable(block, chunk));
+    tested.deallocate(block);
+    CHECK(calls_of("cuMemUnmap", [&] { tested.trim(); }) == 1);
+    CHECK(calls_of("cuMemCreate", [&] { block = tested.try_allocate(4 * chunk); }) == 4);
+    tested.deallocate(block);
+  }
+  for (const std::size_t capacity : {250 * mib, 252 * mib, 254 * mib, 256 * mib}) {
+    CAPTURE(capacity);
+    const fresh_cuda fresh;
+    pool tested(make_cuda_virtual_source(0, {.bytes = capacity}));
+    for (const std::size_t bytes : {64 * mib, 128 * mib}) {
+      void* block = nullptr;
+      CHECK(calls_of("cuMemCreate", [&] { block = tested.try_allocate(bytes); }) == 1);
+      tested.deallocate(block);
+      tested.trim();
+    }
+  }
+}
+
+TEST_CASE("where a commit could neither be finished nor undone, the next one there begins anew") {
+  const fresh_cuda fresh;
+  const auto source = make_cuda_virtual_source(0, {.bytes = most});
+  const conformance::range whole(*source, most, 2 * mib);
+  for (const bool together : {false, true}) {
+    const auto commit = [&] {
+      return together ? source->commit_together(whole.at(0), 14 * mib) : source->commit(whole.at(0), 14 * mib);
+    };
+    stand_in.failures["cuMemSetAccess"] = cudaErrorUnknown;
+    stand_in.failures["cuMemUnmap"] = cudaErrorUnknown;
+    CHECK_FALSE(commit());
+    CHECK_FALSE(commit());
+    stand_in.failures = {{"cuMemCreate", cudaErrorMemoryAllocation}};
+    CHECK_FALSE(commit());
+    CHECK(things_left(cuda_thing::piece) == 0);
+    stand_in.failures.clear();
+    CHECK(source->commit(whole.at(16 * mib), 2 * mib));  // beside it
+    REQUIRE(commit());
+    CHECK(conformance::usable(whole.at(0), 14 * mib));
+    CHECK_FALSE(source->decommit(whole.at(0), 18 * mib));  // a part of that is not committed
+    REQUIRE(source->decommit(whole.at(0), 14 * mib));
+    REQUIRE(source->decommit(whole.at(16 * mib), 2 * mib));
+    CHECK(things_left(cuda_thing::piece) == 0);
+  }
+}
+
 TEST_CASE("each call fails once, and nothing is lost, and the next attempt succeeds") {
   for (const char* const function : {"cuMemCreate", "cuMemMap", "cuMemSetAccess", "cuMemUnmap", "cuMemRelease",
                                      "cuMemAddressReserve", "cuMemAddressFree", "cudaSetDevice"}) {
