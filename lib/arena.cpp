@@ -99,9 +99,10 @@ refusal arena::commit(node n, std::uint64_t granules, ceiling up_to) noexcept {
   return refusal::source;
 }
 
-std::size_t arena::decommit(node n) noexcept {
+std::size_t arena::decommit(node n, std::uint64_t most) noexcept {
   const chunk_mask all = chunks_.bits(n, std::uint64_t{1} << n.order);
-  const chunk_mask committed = chunks_.committed(n, all);
+  chunk_mask committed = chunks_.committed(n, all);
+  while (static_cast<unsigned>(std::popcount(committed)) > most) committed &= committed - 1;  // the first one stays
   std::byte* const root = base_ + shape_.bytes(n.granule() >> shape_.root_order << shape_.root_order);
   const chunk_mask done = each_run(committed, [&](unsigned first, unsigned count) {
     return into_source().decommit(root + first * shape_.chunk_bytes(), count * shape_.chunk_bytes());

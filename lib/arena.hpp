@@ -6,6 +6,7 @@
 /// a chunk owns it (see chunk_table), so no two calls to the source overlap.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -32,6 +33,22 @@ enum class refusal : std::uint8_t {
   hard_limit,
   source,      ///< the source refused to commit
   order,       ///< the stream cannot be made to wait for the last users
+};
+
+/// A trim under way. Free nodes that the source does not take back stay owned until its end: their lists would show them
+/// again and again, and what lies behind them never.
+struct trimming {
+  static constexpr std::size_t most_refused = 16;  ///< a source that refuses as many is asked no more
+
+  std::size_t bytes = 0;  ///< to be released, if as much is idle; with `most` in whole chunks, and at most that
+  std::size_t most = 0;   ///< that may be released
+  std::size_t released = 0;
+  std::array<node, most_refused> refused{};
+  std::size_t refused_count = 0;
+
+  [[nodiscard]] bool over() const noexcept { return released >= bytes || refused_count == most_refused; }
+  /// At least a chunk, until it is over.
+  [[nodiscard]] std::size_t room() const noexcept { return most - released; }
 };
 
 class arena {
@@ -82,9 +99,9 @@ class arena {
   /// Sets an owned chunk aside for small blocks, or not.
   void set_small(node chunk, bool small) noexcept { chunks_.set_small(chunk, small); }
 
-  /// Decommits every committed chunk of an owned node of at least a chunk. Returns the bytes; 0 also if the source
-  /// refused.
-  std::size_t decommit(node n) noexcept;
+  /// Decommits the committed chunks of an owned node of at least a chunk, or the last `most` of them. Returns the bytes; 0
+  /// also if the source refused.
+  std::size_t decommit(node n, std::uint64_t most = ~std::uint64_t{0}) noexcept;
 
   /// The same for a range outside the tree, given in chunks from the node's start: [from, to). What was committed at once
   /// is decommitted at once, or else the source may refuse.

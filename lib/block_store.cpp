@@ -27,6 +27,17 @@ std::size_t block_store::take_from(node n, block_shape block, std::span<std::uin
   return count;
 }
 
+/// Granules of a node that are committed for a block in it. A chunk is, before anything smaller than it exists; see
+/// chunk_table.
+std::uint64_t block_store::to_commit(block_shape block) const noexcept {
+  const unsigned chunk_order = shape().chunk_order;
+  return block.order < chunk_order ? std::uint64_t{1} << chunk_order : granules_of(block.order, block.sixteenths);
+}
+
+std::uint64_t block_store::chunks_of(std::uint64_t granules) const noexcept {
+  return (granules + (std::uint64_t{1} << shape().chunk_order) - 1) >> shape().chunk_order;
+}
+
 std::size_t block_store::take(block_shape block, std::span<std::uint32_t> out, ceiling up_to, refusal& why) noexcept {
   const unsigned chunk_order = shape().chunk_order;
   std::size_t count = 0;
@@ -34,15 +45,12 @@ std::size_t block_store::take(block_shape block, std::span<std::uint32_t> out, c
   while (count < out.size()) {
     auto n = tree_.claim(block.order);
     if (n && n->order >= chunk_order) {
-      // A chunk is committed before anything smaller than it exists; see chunk_table.
-      const bool large = block.order >= chunk_order;
-      *n = tree_.split(*n, large ? block.order : chunk_order);
-      why = memory_.commit(*n, large ? granules_of(block.order, block.sixteenths) : std::uint64_t{1} << chunk_order,
-                           up_to);
+      *n = tree_.split(*n, std::max<unsigned>(block.order, chunk_order));
+      why = memory_.commit(*n, to_commit(block), up_to);
       if (why != refusal::none) {
         tree_.give(*n, whole);
         n.reset();
-      } else if (!large) {
+      } else if (block.order < chunk_order) {
         memory_.set_small(*n, block.order < shape().small_order);
       }
     } else if (!n) {
@@ -63,8 +71,21 @@ std::optional<node> block_store::take_one(block_shape block, std::uint64_t granu
     if (take(block, {&index, 1}, up_to, why) == 0) return std::nullopt;
     return node{index, block.order};
   }
-  const std::uint64_t chunks = (granules + (std::uint64_t{1} << shape().chunk_order) - 1) >> shape().chunk_order;
-  return slots_.take(block.order, chunks, up_to, why);
+  return slots_.take(block.order, chunks_of(granules), up_to, why);
+}
+
+std::optional<block_store::prospect> block_store::next(block_shape block, std::uint64_t granules) noexcept {
+  auto n = shape().in_tree(block.order) ? tree_.claim(block.order) : slots_.claim(block.order, chunks_of(granules));
+  if (!n) return std::nullopt;
+  std::uint64_t missing = 0;
+  if (!shape().in_tree(block.order)) {
+    missing = chunks_of(granules) - std::min(chunks_of(granules), slots_.chunks(*n));
+  } else if (n->order >= shape().chunk_order) {
+    *n = tree_.split(*n, std::max<unsigned>(block.order, shape().chunk_order));
+    const chunk_mask wanted = memory_.chunks().bits(*n, to_commit(block));
+    missing = static_cast<std::uint64_t>(std::popcount(wanted & ~memory_.chunks().committed(*n, wanted)));
+  }
+  return prospect{*n, missing * shape().chunk_bytes()};
 }
 
 std::optional<node> block_store::take_out_of(node free, block_shape shape) noexcept {
@@ -102,37 +123,43 @@ void block_store::divide(node n, unsigned part_order, const part_map& live) noex
   });
 }
 
-std::size_t block_store::trim(std::size_t bytes) noexcept {
+std::size_t block_store::trim(std::size_t bytes, std::size_t most) noexcept {
   if (shape().flat) return 0;
-  std::size_t released = 0;
+  const std::size_t chunk = shape().chunk_bytes();
+  trimming of;
+  of.most = most / chunk * chunk;
+  of.bytes = std::min(bytes, of.most);
   // Slots cost least: what was committed together is given back together, in few large pieces, and a source takes its
   // time for the piece. (On the trace h200_train_gpt2 at a limit of 1.10 of what is live CUDA's driver takes 12 % of the
   // recorded time for moves; with slots second it is 18 %.) Then nodes that are committed in part, which are worth
   // least, then whole ones, the largest first. What is given back bare may merge with its buddy into a node that was
   // looked for before, so go round again.
-  for (bool again = true; again && released < bytes;) {
-    const std::size_t before = released;
-    const bool willing = slots_.trim(bytes, released) && trim_tree(backing::partial, bytes, released) &&
-                         trim_tree(backing::full, bytes, released);
-    again = willing && released != before;
+  for (std::size_t before = ~std::size_t{0}; !of.over() && of.released != before;) {
+    before = of.released;
+    slots_.trim(of);
+    trim_tree(backing::partial, of);
+    trim_tree(backing::full, of);
   }
-  return released;
+  for (std::size_t i = 0; i < of.refused_count; ++i) give(of.refused[i], whole);
+  return of.released;
 }
 
-/// False: the source refused.
-bool block_store::trim_tree(backing kind, std::size_t bytes, std::size_t& released) noexcept {
+void block_store::trim_tree(backing kind, trimming& of) noexcept {
   for (unsigned order = shape().root_order + 1; order-- > shape().chunk_order;) {
-    while (released < bytes) {
+    while (!of.over()) {
       const auto n = tree_.claim(order, kind);
       if (!n) break;
-      const unsigned present = memory_.chunks().count(*n);
-      const std::size_t gone = memory_.decommit(*n);
+      const std::size_t room = of.room() / shape().chunk_bytes();
+      const auto chunks = std::min<std::size_t>(memory_.chunks().count(*n), room);
+      const std::size_t gone = memory_.decommit(*n, chunks);
+      of.released += gone;
+      if (gone != chunks * shape().chunk_bytes()) {
+        of.refused[of.refused_count++] = *n;
+        continue;
+      }
       tree_.give(*n, whole);
-      released += gone;
-      if (gone != present * shape().chunk_bytes()) return false;
     }
   }
-  return true;
 }
 
 block_store::found block_store::describe(node n, block_word word) const noexcept {

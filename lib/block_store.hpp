@@ -47,8 +47,17 @@ class block_store {
   /// Pre: the parts are smaller than the node, and some of them are live.
   void divide(node n, unsigned part_order, const part_map& live) noexcept;
 
-  /// Decommits free memory until `bytes` are released or none is left. Returns the bytes released.
-  std::size_t trim(std::size_t bytes) noexcept;
+  /// What the next take of such a block finds, as far as can be told: a free node, and the bytes that it lacks. The node is
+  /// owned until it is given back, whole.
+  struct prospect {
+    node n;
+    std::size_t missing = 0;
+  };
+  [[nodiscard]] std::optional<prospect> next(block_shape shape, std::uint64_t granules) noexcept;
+
+  /// Decommits free memory until `bytes` are released or none is left: whole nodes, as far as they lie within `most`.
+  /// Returns the bytes released.
+  std::size_t trim(std::size_t bytes, std::size_t most = ~std::size_t{0}) noexcept;
 
   [[nodiscard]] atomic<std::uint64_t>& word(node n) const noexcept {
     return shape().in_tree(n.order) ? tree_.word(n) : slots_.word(n);
@@ -115,7 +124,9 @@ class block_store {
   }
 
   [[nodiscard]] found describe(node n, block_word word) const noexcept;
-  [[nodiscard]] bool trim_tree(backing kind, std::size_t bytes, std::size_t& released) noexcept;
+  [[nodiscard]] std::uint64_t to_commit(block_shape block) const noexcept;
+  [[nodiscard]] std::uint64_t chunks_of(std::uint64_t granules) const noexcept;
+  void trim_tree(backing kind, trimming& of) noexcept;
   std::size_t take_from(node n, block_shape shape, std::span<std::uint32_t> out) noexcept;
 
   arena memory_;

@@ -323,12 +323,12 @@ void pool::state::empty_large(lane& of) noexcept {
 }
 
 /// Decommits, but nothing that a stream may still use.
-std::size_t pool::state::trim_settled(std::size_t bytes) noexcept {
+std::size_t pool::state::trim_settled(std::size_t bytes, std::size_t most) noexcept {
   if (lanes_ != nullptr) {
     if (!lanes_->barriers_passed()) return 0;
     store_.memory().hold_back(false);
   }
-  return store_.trim(bytes);
+  return store_.trim(bytes, most);
 }
 
 // -------------------------------------------------------------------------------------------------------- streams

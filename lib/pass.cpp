@@ -7,6 +7,7 @@
 #include <bitset>
 #include <chrono>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "uncancelled.hpp"
@@ -32,6 +33,9 @@ constexpr std::int64_t credit_per_block = 256;
 constexpr std::int64_t most_credit = std::int64_t{8} << 20;
 constexpr std::size_t part_released = 8;
 constexpr std::size_t part_given_way = 16;
+/// A soft limit that the program sets does not give way, so there a commit earns credit, too: it takes about an operation's
+/// time for each KiB. In a program of few and large blocks commits are all that could pay for passes.
+constexpr std::size_t bytes_per_credit = 1024;
 
 /// Rounds of press() in each of which other threads got on. Each such round is progress of the pool as a whole, so their
 /// number bounds nothing but this thread's patience.
@@ -68,17 +72,33 @@ std::size_t pool::state::commitment(const request& wanted) const noexcept {
   return (length + shape().chunk_bytes() - 1) & ~(shape().chunk_bytes() - 1);
 }
 
-/// As far as the options allow.
+/// As far as the options allow. Above what is kept there is room for a part, so that a pass has something to release.
 void pool::state::set_soft_limit(std::size_t bytes) noexcept {
-  const std::size_t most = settings_.soft_limit == 0 ? bytes : std::min(bytes, settings_.soft_limit);
-  store_.memory().set_soft_limit(std::max(most, kept_committed_));
+  const std::size_t kept = kept_committed_.load(relaxed);  // changed under the mutex
+  const std::size_t wanted = std::max(bytes, kept + kept / part_released);
+  const std::size_t most = settings_.soft_limit == 0 ? wanted : std::min(wanted, settings_.soft_limit);
+  store_.memory().set_soft_limit(std::max(most, kept));
+}
+
+/// Bytes that may be given back for a commit of `bytes` that comes at once: with them what is kept is there again.
+std::size_t pool::state::spare(std::size_t bytes) const noexcept {
+  const std::size_t reached = store_.memory().committed() + bytes;
+  const std::size_t kept = kept_committed_.load(relaxed);  // a figure
+  return reached > kept ? reached - kept : 0;
+}
+
+/// A commit for the request would exceed the soft limit: releases idle memory, but not what the request is about to take.
+void pool::state::relieve(const request& wanted) noexcept {
+  const std::unique_lock lock(pass_mutex_, std::try_to_lock);
+  if (!lock) return;  // another pass is at it; this thread takes what the hard limit allows
+  const auto next = store_.next(wanted.shape, wanted.granules);
+  if (const std::size_t missing = next ? next->missing : commitment(wanted); missing != 0) relieve_for(missing);
+  if (next) store_.give(next->n, whole);
 }
 
 /// The soft limit would be exceeded by `bytes`: sets it anew from what is live now, and if that does not do, releases idle
 /// memory: first what is free, then what depots hold, then what fronts hold.
-void pool::state::relieve(std::size_t bytes) noexcept {
-  const std::unique_lock lock(pass_mutex_, std::try_to_lock);
-  if (!lock) return;  // another pass is at it; this thread takes what the hard limit allows
+void pool::state::relieve_for(std::size_t bytes) noexcept {
   arena& memory = store_.memory();
   raise_peak_requested(requested_now());
   const auto peak = static_cast<std::size_t>(std::max<std::int64_t>(peak_requested_.load(relaxed), 0));  // a figure
@@ -92,16 +112,15 @@ void pool::state::relieve(std::size_t bytes) noexcept {
     return wanted > memory.soft_limit() ? wanted - memory.soft_limit() : 0;
   };
   if (excess() == 0) return;
-  const std::uint64_t earned = operations() - credited_operations_;
-  credited_operations_ += earned;
+  const std::uint64_t done = operations();
+  const std::uint64_t for_the_commit = settings_.soft_limit == 0 ? 0 : bytes / bytes_per_credit;
+  const std::uint64_t earned = done - std::exchange(credited_operations_, done) + for_the_commit;
   credit_ = std::min(credit_ + static_cast<std::int64_t>(earned), most_credit);
   if (credit_ > 0) {
     passes_.fetch_add(1, relaxed);  // as in collect()
     settle_all(false);
     const auto release_some = [&] {
-      const std::size_t committed = memory.committed();
-      const std::size_t spare = committed > kept_committed_ ? committed - kept_committed_ : 0;
-      trim_settled(std::min(std::max(excess(), committed / part_released), spare));
+      trim_settled(std::max(excess(), memory.committed() / part_released), spare(bytes));
     };
     std::size_t blocks = 0;
     const auto release_with = [&](haul reclaimed) {
@@ -151,10 +170,18 @@ bool pool::state::reach_pass(std::unique_lock<pass_mutex>& lock) noexcept {
 /// From the store, up to the hard limit; for that what lies idle elsewhere is released. Lock-free, as its parts are.
 void* pool::state::allocate_or_trim(const request& wanted, front* mine, refusal& why) noexcept {
   void* block = allocate_direct(mine, wanted, ceiling::hard, why);
-  if (block == nullptr && why != refusal::no_node) {
-    const std::size_t released = trim_settled(commitment(wanted));
+  if (block != nullptr) return block;
+  const std::size_t bytes = commitment(wanted);
+  const std::size_t reached = store_.memory().committed() + bytes;
+  // At the limit what exceeds it has to go. A source that refuses does not say how much it lacks.
+  const std::size_t excess = reached > shape().limit ? reached - shape().limit : 0;
+  const std::size_t missing = why == refusal::hard_limit ? excess : bytes;
+  if (why != refusal::no_node) {
+    std::size_t released = trim_settled(missing, std::max(missing, spare(bytes)));
+    // What is kept goes only where it must: where the source cannot cut what lies idle, say.
+    if (released < missing) released += trim_settled(missing - released);
     if (wanted.tried != nullptr) wanted.tried->released += released;
-    if (released != 0) block = allocate_direct(mine, wanted, ceiling::hard, why);
+    if (missing == 0 || released != 0) block = allocate_direct(mine, wanted, ceiling::hard, why);
   }
   if (block == nullptr) tell(wanted, why);
   return block;
@@ -413,7 +440,8 @@ std::size_t pool::state::trim_once(std::size_t keep_bytes) noexcept {
   passes_.fetch_add(1, relaxed);  // as in collect()
   reclaim_caches(patience::long_one);
   settle_all(false);
-  kept_committed_ = std::min(kept_committed_, std::max(keep_bytes, settings_.release_threshold));  // ends reserve()
+  const std::size_t kept = std::max(keep_bytes, settings_.release_threshold);
+  kept_committed_.store(std::min(kept_committed_.load(relaxed), kept), relaxed);  // a figure; ends reserve()
   set_soft_limit(store_.memory().soft_limit());
   const std::size_t committed = store_.memory().committed();
   return committed > keep_bytes ? trim_settled(committed - keep_bytes) : 0;
@@ -441,7 +469,8 @@ std::size_t pool::state::reserve(std::size_t bytes) noexcept {
   } catch (const std::bad_alloc&) {  // what is taken by now is committed
   }
   for (const node n : taken) store_.give(n, whole);
-  kept_committed_ = std::max(kept_committed_, std::min<std::size_t>(wanted, memory.committed()));
+  const std::size_t kept = std::min<std::size_t>(wanted, memory.committed());
+  kept_committed_.store(std::max(kept_committed_.load(relaxed), kept), relaxed);  // a figure
   set_soft_limit(memory.soft_limit());
   return memory.committed();
 }

@@ -114,7 +114,7 @@ pool::state::state(std::unique_ptr<memory_source> source, const options& setting
   tree_bytes_ = shape().bytes(shape().tree_granules);
   max_alignment_ = shape().flat ? std::size_t{1} << std::countr_zero(reinterpret_cast<std::uintptr_t>(base_))
                                 : shape().chunk_bytes();
-  kept_committed_ = settings_.release_threshold;
+  kept_committed_.store(settings_.release_threshold, relaxed);  // no other thread yet
   if (!shape().flat) store_.memory().set_soft_limit(0);  // the first commit sets it, from what is live then
   enroll();
 }
@@ -316,7 +316,7 @@ void* pool::state::allocate_once(const request& wanted) noexcept {
   };
   void* block = attempt(ceiling::soft);
   if (block == nullptr && why == refusal::soft_limit) {
-    relieve(commitment(wanted));
+    relieve(wanted);
     block = attempt(ceiling::hard);
   }
   if (block == nullptr && wanted.in != nullptr) {

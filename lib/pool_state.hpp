@@ -301,7 +301,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] bool may_serve(const request& wanted) noexcept;
   [[nodiscard]] bool hold_recorded(detail::lane* in, detail::node n, unsigned sixteenths) noexcept;
   [[nodiscard]] bool add_barrier(detail::lane& in) noexcept;
-  std::size_t trim_settled(std::size_t bytes) noexcept;            ///< Pre: pass
+  std::size_t trim_settled(std::size_t bytes, std::size_t most = ~std::size_t{0}) noexcept;  ///< Pre: pass
   std::size_t trim_once(std::size_t keep_bytes) noexcept;
 
   // Division; see divide.cpp.
@@ -335,7 +335,9 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   void raise_peak_requested(std::int64_t reached) noexcept;
   [[nodiscard]] std::int64_t requested_now() const noexcept;
 
-  void relieve(std::size_t bytes) noexcept;
+  void relieve(const request& wanted) noexcept;
+  void relieve_for(std::size_t bytes) noexcept;  ///< Pre: pass
+  [[nodiscard]] std::size_t spare(std::size_t bytes) const noexcept;
   void set_soft_limit(std::size_t bytes) noexcept;  ///< Pre: pass
   [[nodiscard]] void* press(const request& wanted, detail::front* mine) noexcept;
   [[nodiscard]] bool reach_pass(std::unique_lock<detail::pass_mutex>& lock) noexcept;
@@ -411,7 +413,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   /// Beats of the pass mutex at which its holder was found to have stopped; see reach_pass().
   detail::atomic<std::uint64_t> stopped_at_{~std::uint64_t{0}};
   std::uint64_t passed_on_ = 0;           ///< blocks that went on to another stream's lane; guarded by pass_mutex_
-  std::size_t kept_committed_ = 0;         ///< given back by trim() alone; guarded by pass_mutex_, like the next
+  detail::atomic<std::size_t> kept_committed_{0};  ///< given back by trim() alone; changed under pass_mutex_
   std::uint64_t credited_operations_ = 0;
   /// Of relieve(); may be overdrawn. A new pool has all the savings that it may have.
   std::int64_t credit_ = std::numeric_limits<std::int64_t>::max() / 2;

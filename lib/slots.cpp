@@ -101,25 +101,25 @@ void slots::give(node n) noexcept {
     lists_[n.order][list].push(links, n.index);
 }
 
-bool slots::trim(std::size_t bytes, std::size_t& released) noexcept {
+void slots::trim(trimming& of) noexcept {
   const geometry& shape = memory_->shape();
   for (unsigned order = shape.top_order; order > shape.root_order; --order) {
     for (unsigned list = lists_per_order - 1; list > bare; --list) {
-      while (released < bytes) {
+      while (!of.over()) {
         const auto n = pop(order, list);
         if (!n) break;
         const std::uint64_t present = chunks(*n);
-        const bool done = memory_->decommit(*n, 0, present);
-        if (done) {
-          chunks_[at(*n)].store(0, relaxed);  // the owner's record, published with the word
-          released += present * shape.chunk_bytes();
+        const std::uint64_t gone = std::min<std::uint64_t>(present, of.room() / shape.chunk_bytes());
+        if (!memory_->decommit(*n, present - gone, present)) {
+          of.refused[of.refused_count++] = *n;
+          continue;
         }
+        chunks_[at(*n)].store(present - gone, relaxed);  // the owner's record, published with the word
+        of.released += gone * shape.chunk_bytes();
         give(*n);
-        if (!done) return false;
       }
     }
   }
-  return true;
 }
 
 }  // namespace orderly::detail

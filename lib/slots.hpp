@@ -29,8 +29,11 @@ class slots {
   /// Gives an owned slot back; its chunks stay committed.
   void give(node n) noexcept;
 
-  /// Decommits free slots, largest first, until `released` has grown to `bytes`. False: the source refused.
-  [[nodiscard]] bool trim(std::size_t bytes, std::size_t& released) noexcept;
+  /// Owns the free slot that take() would take for as many chunks. Nothing is committed, and nothing released.
+  [[nodiscard]] std::optional<node> claim(unsigned order, std::uint64_t chunks) noexcept;
+
+  /// Decommits free slots, largest first; of the last one what lies within `most`, if the source can cut it.
+  void trim(trimming& of) noexcept;
 
   [[nodiscard]] atomic<std::uint64_t>& word(node n) const noexcept { return word_[at(n)]; }
   [[nodiscard]] block_word look(node n) const noexcept { return block_word(word(n).load(acquire)); }  // W, as a look
@@ -53,7 +56,6 @@ class slots {
   [[nodiscard]] unsigned list_of(unsigned order, std::uint64_t chunks) const noexcept;
   [[nodiscard]] std::optional<node> pop(unsigned order, unsigned list) noexcept;
   [[nodiscard]] std::optional<node> untouched(unsigned order) noexcept;
-  [[nodiscard]] std::optional<node> claim(unsigned order, std::uint64_t chunks) noexcept;
   [[nodiscard]] refusal fit(node n, std::uint64_t chunks, ceiling up_to) noexcept;
 
   arena* memory_ = nullptr;

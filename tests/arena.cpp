@@ -188,6 +188,23 @@ TEST_CASE("whichever call the source refuses, a commit that fails changes nothin
   }
 }
 
+TEST_CASE("of a node as many chunks as wanted are decommitted, the last ones") {
+  for (const std::uint64_t present : masks) {
+    for (const std::size_t most : {0U, 1U, 7U, 63U, 64U, 1000U}) {
+      CAPTURE(present);
+      CAPTURE(most);
+      watched_arena watched;
+      watched.commit_chunks(present);
+      const std::size_t chunks = static_cast<std::size_t>(std::popcount(present));
+      CHECK(watched.memory.decommit(watched.root(0), most) == std::min(chunks, most) * chunk);
+      std::uint64_t left = present;
+      for (std::size_t i = 0; i < std::min(chunks, most); ++i) left &= ~std::bit_floor(left);
+      CHECK(watched.true_chunks() == left);
+      watched.check_books();
+    }
+  }
+}
+
 TEST_CASE("what a failed commit cannot undo stays committed and accounted for") {
   for (const std::uint64_t present : masks) {
     for (std::size_t number = 2; number <= runs(~present); number += 5) {

@@ -455,6 +455,89 @@ TEST_CASE("a trim takes slots first, which cost a source least, and nodes of the
   CHECK(watched.store.trim(SIZE_MAX) == 0);
 }
 
+TEST_CASE("a trim keeps within its bound, to the chunk, and what it leaves of a node serves as before") {
+  for (const std::size_t chunks : {1U, 5U, 64U, 70U}) {
+    CAPTURE(chunks);
+    watched_store watched(small_granules());
+    refusal why = refusal::none;
+    std::vector<live_block> blocks = take_all(watched, 16, why);  // all 192, in three roots
+    for (const live_block& block : blocks) watched.store.give(block.n, block.sixteenths);
+    CHECK(watched.store.trim(1, 16 * kib - 1) == 0);
+    CHECK(watched.store.trim(1, chunks * 16 * kib + 1) == std::min<std::size_t>(chunks, 64) * 16 * kib);
+    CHECK(watched.store.trim(SIZE_MAX, chunks * 16 * kib + 1) == chunks * 16 * kib);
+    findings found;
+    (void)store_audit(watched, found);
+    blocks = take_all(watched, 16, why);
+    CHECK(blocks.size() == 192);
+    for (const live_block& block : blocks) watched.store.give(block.n, block.sixteenths);
+    check_empty(watched, found);
+  }
+}
+
+TEST_CASE("what the source does not take back keeps nothing else; one that refuses all is asked a few times") {
+  watched_store watched(small_granules());
+  refusal why = refusal::none;
+  std::vector<live_block> blocks = take_all(watched, 16, why);
+  REQUIRE(blocks.size() == 192);
+  std::vector<live_block> live;
+  for (std::size_t i = 0; i < blocks.size(); ++i) {  // every other one, so that each is a node by itself
+    if (i % 2 != 0) watched.store.give(blocks[i].n, blocks[i].sixteenths);
+    if (i % 2 == 0) live.push_back(blocks[i]);
+  }
+  watched.log->refuse(source_log::call::decommit, 1, 3);
+  CHECK(watched.store.trim(SIZE_MAX) == 93 * 16 * kib);
+  watched.log->refuse_none();
+  CHECK(watched.store.trim(SIZE_MAX) == 3 * 16 * kib);
+  for (const live_block& block : take_all(watched, 16, why)) watched.store.give(block.n, block.sixteenths);
+  watched.log->refuse_all(source_log::call::decommit);
+  const std::size_t before = watched.log->seen(source_log::call::decommit);
+  CHECK(watched.store.trim(SIZE_MAX) == 0);
+  CHECK(watched.log->seen(source_log::call::decommit) - before == trimming::most_refused);
+  for (const live_block& block : live) watched.store.give(block.n, block.sixteenths);
+  findings found;
+  check_empty(watched, found);
+}
+
+TEST_CASE("what the next take finds lacks as much as it then commits, and is left alone by a trim meanwhile") {
+  random_engine random = make_random(11);
+  findings found;
+  for (std::size_t round = 0; round < scaled(300); ++round) {
+    watched_store watched(small_granules());
+    refusal why = refusal::none;
+    std::vector<live_block> blocks;
+    const auto take = [&](std::uint64_t granules) {
+      const auto n = watched.store.take_one(shape_of(granules), granules, ceiling::hard, why);
+      if (!n) return false;
+      blocks.push_back({*n, shape_of(granules).sixteenths});
+      watched.mark_live(blocks.back());
+      return true;
+    };
+    for (int count = 0; count < 5; ++count) REQUIRE(take(log_uniform(random, 1, 250)));
+    for (int count = 0; count < 20; ++count) static_cast<void>(take(log_uniform(random, 1, 1500)));
+    for (; blocks.size() > 5; blocks.pop_back()) watched.store.give(blocks.back().n, blocks.back().sixteenths);
+    const std::uint64_t granules = log_uniform(random, 1, 1500);
+    CAPTURE(granules);
+    const auto next = watched.store.next(shape_of(granules), granules);
+    REQUIRE(next.has_value());
+    const bool in_tree = watched.store.shape().in_tree(next->n.order);
+    const std::size_t length = watched.store.length(next->n, whole);
+    const std::size_t wanted = (granules + 15) / 16 * 16 * kib;
+    const std::size_t surplus = in_tree || length < wanted ? 0 : length - wanted;  // of a slot, which the take cuts
+    const std::size_t had = watched.store.memory().committed();
+    watched.store.trim(SIZE_MAX);
+    watched.store.give(next->n, whole);
+    const store_audit audit(watched, found);
+    CHECK(audit.idle() <= length);
+    const std::size_t committed = watched.store.memory().committed();
+    CHECK(committed <= had);
+    REQUIRE(take(granules));
+    CHECK(watched.store.memory().committed() + surplus == committed + next->missing);
+    for (const live_block& block : blocks) watched.store.give(block.n, block.sixteenths);
+    check_empty(watched, found);
+  }
+  ORDERLY_CHECK_FINDINGS(found);
+}
+
 TEST_CASE("nothing is found in the gaps between the orders of slots, whatever lies behind them") {
   watched_store watched(virtual_geometry(kib, 16 * kib, 255 * 16 * kib, 0));
   const geometry& shape = watched.store.shape();

@@ -321,6 +321,23 @@ TEST_CASE("a reserve that the source refuses keeps what it got, and the pool goe
   log->refuse_none();
   CHECK(tested.reserve(30 * mib) == 30 * mib);
   check_idle(tested);
+  log->refuse_all(source_log::call::commit);
+  CHECK(tested.reserve(64 * mib) == 30 * mib);
+  CHECK(tested.reserve(SIZE_MAX) == 30 * mib);
+  tested.trim();
+  CHECK(tested.reserve(64 * mib) == 0);
+  CHECK(log->committed() == 0);
+  ORDERLY_CHECK_CONTRACT(*log);
+}
+
+TEST_CASE("what a reserve did not get is not kept for it: memory that lies idle moves as ever") {
+  const auto log = std::make_shared<source_log>();
+  pool tested(make_failing_source(log), options{.capacity = 256 * mib});
+  log->refuse(source_log::call::commit, 5, 5);
+  CHECK(tested.reserve(200 * mib) == 4 * mib);
+  log->refuse_none();
+  alternate(tested, 2);
+  CHECK(tested.stats().peak_committed <= 24 * mib + least_slack + chunk);
 }
 
 TEST_CASE("below the release threshold the pool gives nothing back by itself; above the soft limit nothing lies idle") {
@@ -346,6 +363,123 @@ TEST_CASE("below the release threshold the pool gives nothing back by itself; ab
   CHECK_THROWS_AS(pool(options{.capacity = 4 * mib, .limit = mib, .release_threshold = 2 * mib}), std::invalid_argument);
   CHECK_THROWS_WITH_AS(pool(options{.capacity = 4 * mib, .release_threshold = 2 * mib, .soft_limit = mib}),
                        "orderly::pool: soft_limit 1048576 is below release_threshold, 2097152", std::invalid_argument);
+}
+
+TEST_CASE("what is kept moves, and is not given back") {
+  const auto least_after = [](pool& tested, const std::function<void()>& step) {
+    std::size_t least = SIZE_MAX;
+    for (int count = 0; count < 12; ++count) {
+      step();
+      least = std::min(least, tested.stats().committed);
+    }
+    return least;
+  };
+  for (const std::size_t idle : {60 * mib, 100 * mib, 200 * mib}) {  // one piece, of which little would have to go
+    CAPTURE(idle);
+    pool tested(options{.capacity = 1024 * mib, .release_threshold = 300 * mib, .slack = 0});
+    tested.deallocate(tested.allocate(idle));
+    while (tested.stats().committed < 300 * mib) static_cast<void>(tested.allocate(mib));
+    CHECK(least_after(tested, [&] { static_cast<void>(tested.allocate(20 * mib)); }) >= 300 * mib);
+    CHECK(tested.stats().passes > 0);
+    CHECK(tested.stats().peak_committed <= 300 * mib + 300 * mib / 8 + 240 * mib);
+  }
+  pool tested(options{.capacity = 4096 * mib, .slack = 0});
+  tested.reserve(300 * mib);
+  std::size_t round = 0;
+  CHECK(least_after(tested, [&] {
+          const std::size_t bytes = round++ % 2 == 0 ? 40 * mib : 70 * mib;  // in slots of different orders
+          tested.deallocate(tested.allocate(bytes));
+        }) >= 300 * mib);
+}
+
+TEST_CASE("what is kept moves at the limit, too, and all of it serves") {
+  pool tested(options{.capacity = 300 * mib});
+  CHECK(tested.reserve(300 * mib) == 300 * mib);
+  tested.deallocate(tested.allocate(200 * mib));
+  std::vector<void*> blocks;
+  while (void* const block = tested.try_allocate(mib)) {
+    blocks.push_back(block);
+    CHECK(tested.stats().committed >= 299 * mib);
+  }
+  CHECK(blocks.size() == 300);
+  free_all(tested, blocks, mib);
+}
+
+TEST_CASE("a pass at what is kept leaves room to grow: not each commit takes one") {
+  pool tested(options{.capacity = 1024 * mib, .release_threshold = 300 * mib, .slack = 0});
+  tested.deallocate(tested.allocate(200 * mib));
+  for (int count = 0; count < 300; ++count) static_cast<void>(tested.allocate(mib));
+  CHECK(tested.stats().passes >= 1);
+  CHECK(tested.stats().passes <= 10);
+}
+
+TEST_CASE("a soft limit holds while memory lies idle: what is reserved serves blocks of any size") {
+  const auto log = std::make_shared<source_log>();
+  const options both{.capacity = 4096 * mib, .release_threshold = 512 * mib, .soft_limit = 512 * mib};
+  pool tested(make_failing_source(log), both);
+  CHECK(tested.reserve(512 * mib) == 512 * mib);
+  std::vector<void*> blocks;
+  for (const std::size_t bytes : {200 * mib, 7 * mib, 90 * mib, mib, 150 * mib}) {
+    blocks.push_back(tested.allocate(bytes));
+    CHECK(tested.stats().committed == 512 * mib);
+  }
+  CHECK(log->peak_committed() == 512 * mib);
+  blocks.push_back(tested.allocate(100 * mib));  // live
+  CHECK(tested.stats().committed == 548 * mib);
+  for (void* const block : blocks) tested.deallocate(block);
+}
+
+TEST_CASE("a soft limit holds where few large blocks come and go") {
+  pool tested(options{.capacity = 8192 * mib, .soft_limit = 256 * mib});
+  random_engine random = make_random(3);
+  std::vector<std::pair<void*, std::size_t>> held;
+  std::size_t live = 0;
+  for (std::size_t step = 0; step < 3000; ++step) {
+    const std::size_t bytes = uniform(random, 2, 50) * mib;
+    for (; live + bytes > 200 * mib; held.pop_back()) {
+      std::swap(held[uniform(random, 0, held.size() - 1)], held.back());
+      tested.deallocate(held.back().first);
+      live -= held.back().second;
+    }
+    held.emplace_back(tested.allocate(bytes), bytes);
+    live += bytes;
+  }
+  CHECK(tested.stats().peak_committed <= 256 * mib);
+  for (const auto& [block, bytes] : held) tested.deallocate(block);
+}
+
+TEST_CASE("above a soft limit that what is live exceeds, a block takes over the memory of the last one") {
+  const auto log = std::make_shared<source_log>();
+  pool tested(make_failing_source(log), options{.capacity = 4096 * mib, .soft_limit = 256 * mib});
+  void* const live = tested.allocate(250 * mib);
+  tested.deallocate(tested.allocate(31 * mib));
+  const std::size_t calls = log->seen(source_log::call::commit);
+  const std::size_t had = tested.stats().committed;
+  for (int round = 0; round < 20; ++round) {
+    tested.deallocate(tested.allocate(30 * mib));  // cuts a MiB off
+    CHECK(tested.stats().committed == had - mib);
+    void* const block = tested.allocate(31 * mib);  // and commits one: the other thirty are not to be released for it
+    CHECK(log->seen(source_log::call::decommit) == static_cast<std::size_t>(round) + 1);
+    CHECK(log->seen(source_log::call::commit) == calls + static_cast<std::size_t>(round) + 1);
+    tested.deallocate(block);
+  }
+  tested.deallocate(live);
+}
+
+TEST_CASE("at the limit no more is given back than what is missing") {
+  const auto log = std::make_shared<source_log>();
+  pool tested(make_failing_source(log), options{.capacity = 4096 * mib, .limit = 512 * mib, .slack = 16});
+  void* const live = tested.allocate(256 * mib);
+  std::vector<void*> blocks;
+  for (int count = 0; count < 120; ++count) blocks.push_back(tested.allocate(mib));
+  free_all(tested, blocks, mib);
+  REQUIRE(log->committed() == 376 * mib);
+  void* const block = tested.try_allocate(150 * mib);  // 136 are there to be had
+  CHECK(block != nullptr);
+  CHECK(log->committed() > 512 * mib - 2 * mib);
+  CHECK(tested.stats().committed <= 512 * mib);
+  tested.deallocate(block);
+  tested.deallocate(live);
 }
 
 TEST_CASE("where sizes change all the time, passes are paid for by operations, and memory gives way") {

@@ -50,6 +50,14 @@ struct watched_slots {
     return n;
   }
 
+  /// Trims slots alone, and gives back which the source refused.
+  trimming trim(std::size_t bytes, std::size_t most = SIZE_MAX / chunk * chunk) {
+    trimming of{.bytes = std::min(bytes, most), .most = most};
+    tested.trim(of);
+    for (std::size_t i = 0; i < of.refused_count; ++i) tested.give(of.refused[i]);
+    return of;
+  }
+
   /// Finds fault unless each slot has exactly the chunks that it is said to have, from its start.
   void expect_books_agree(findings& found) const {
     const geometry& shape = memory.shape();
@@ -95,8 +103,7 @@ TEST_CASE("a slot has exactly the chunks asked for, whatever it had before") {
     const unsigned order = order_of(chunks) + 4;
     CAPTURE(chunks);
     if (watched.memory.committed() > (1024 - chunks) * chunk) {
-      std::size_t released = 0;
-      CHECK(watched.tested.trim(SIZE_MAX, released));
+      CHECK(watched.trim(SIZE_MAX).refused_count == 0);
     }
     const node n = watched.take(order, chunks).value();
     CHECK(n.order == order);
@@ -204,19 +211,46 @@ TEST_CASE("a trim empties free slots, largest first, until it has released enoug
   const node live = watched.take(13, 300).value();
   watched.tested.give(small);
   watched.tested.give(large);
-  std::size_t released = 0;
-  CHECK(watched.tested.trim(chunk, released));
-  CHECK(released == 200 * chunk);
+  CHECK(watched.trim(chunk).released == 200 * chunk);
   CHECK(watched.tested.chunks(large) == 0);
   CHECK(watched.tested.chunks(small) == 100);
   watched.log->refuse(call::decommit, 1);
-  CHECK_FALSE(watched.tested.trim(SIZE_MAX, released));
-  CHECK(released == 200 * chunk);
+  const trimming refused = watched.trim(SIZE_MAX);
+  CHECK(refused.released == 0);
+  CHECK(refused.refused_count == 1);
+  CHECK(refused.refused[0] == small);
   CHECK(watched.tested.chunks(small) == 100);
-  CHECK(watched.tested.trim(SIZE_MAX, released));
-  CHECK(released == 300 * chunk);
+  CHECK(watched.trim(SIZE_MAX).released == 100 * chunk);
   CHECK(watched.tested.chunks(live) == 300);
   CHECK(watched.take(11, 70).value() == small);
+  watched.check_books();
+}
+
+TEST_CASE("a trim keeps within its bound: it cuts a slot, or leaves it where the source cannot") {
+  watched_slots watched;
+  const node n = watched.take(11, 100).value();
+  watched.tested.give(n);
+  CHECK(watched.trim(SIZE_MAX, 30 * chunk).released == 30 * chunk);
+  CHECK(watched.tested.chunks(n) == 70);
+  CHECK(watched.trim(SIZE_MAX, 0).released == 0);
+  watched.log->refuse_all(call::decommit);
+  CHECK(watched.trim(SIZE_MAX, 30 * chunk).refused_count == 1);
+  CHECK(watched.tested.chunks(n) == 70);
+  CHECK(watched.tested.look(n).state() == block_state::free);
+  watched.log->refuse_none();
+  CHECK(watched.take(11, 70).value() == n);
+  watched.check_books();
+}
+
+TEST_CASE("one slot that the source does not take back keeps no other from being released") {
+  watched_slots watched;
+  std::vector<node> taken;
+  for (int count = 0; count < 9; ++count) taken.push_back(watched.take(11, 100).value());
+  for (const node& n : taken) watched.tested.give(n);
+  watched.log->refuse(call::decommit, 1, 2);  // the first two that it is asked for
+  CHECK(watched.trim(SIZE_MAX).released == 700 * chunk);
+  CHECK(watched.memory.committed() == 200 * chunk);
+  CHECK(watched.trim(SIZE_MAX).released == 200 * chunk);
   watched.check_books();
 }
 
@@ -263,15 +297,13 @@ TEST_CASE("threads take, give and trim: each slot has one owner, and the books a
           } else if (!held.empty()) {
             give_last();
           } else {
-            std::size_t released = 0;
-            (void)watched.tested.trim(uniform(random, 1, 100 * chunk), released);
+            (void)watched.trim(uniform(random, 1, 100) * chunk, uniform(random, 50, 200) * chunk);
           }
         }
         while (!held.empty()) give_last();
       });
       watched.expect_books_agree(found);
-      std::size_t released = 0;
-      found.expect(watched.tested.trim(SIZE_MAX, released), "the source refused");
+      found.expect(watched.trim(SIZE_MAX).refused_count == 0, "the source refused");
       found.expect(watched.memory.committed() == 0, watched.memory.committed(), " bytes are lost");
       found.expect(watched.log->violations() == 0, watched.log->first_violation());
     }

@@ -43,17 +43,21 @@ struct options {
   /// Upper bound on committed bytes at any instant, rounded down to whole chunks. 0: the capacity.
   std::size_t limit = 0;
 
-  /// Committed bytes up to which the pool gives nothing back by itself; trim() does. At most the limit. Where memory is
-  /// short elsewhere, or growing costs much, this says how much of it is the pool's in any case. pool::reserve()
-  /// commits it at once.
+  /// Committed bytes up to which the pool gives nothing back by itself, unless to commit it again where it is needed;
+  /// trim() does. At most the limit. Where memory is short elsewhere, or growing costs much, this says how much of it is
+  /// the pool's in any case. pool::reserve() commits it at once. (A large block that takes a larger one's place
+  /// leaves no more committed there than it needs.)
   std::size_t release_threshold = 0;
 
   /// Committed bytes above which the pool gives back what lies idle before it commits more, whatever the slack allows;
-  /// what is live may exceed it, up to the limit. At least the release threshold. 0: the slack alone decides.
+  /// what is live may exceed it, up to the limit, and passes cost no more than a part of the time that commits and calls
+  /// take: where these are many and small, some of what is idle may stay. At least the release threshold. 0: the slack
+  /// alone decides.
   std::size_t soft_limit = 0;
 
   /// Free memory that the pool keeps committed before it moves memory from where it lies idle to where it is needed,
-  /// as a fraction of the peak of requested bytes; at least 16 MiB and 4 MiB for each thread that uses the pool.
+  /// as a fraction of the peak of requested bytes; at least 16 MiB and 4 MiB for each thread that uses the pool. Where
+  /// sizes change so fast that what moves is wanted back at once, it keeps more, up to the soft limit or the limit.
   double slack = 0.2;
 
   /// True: the pool keeps account of tags; see tag.hpp and pool::tags(). Every call then takes its way past the hot path

@@ -231,6 +231,18 @@ TEST_CASE("a piece is as large as the pool's chunk, or as a large block, whereve
   }
 }
 
+TEST_CASE("what is kept goes all the same where else a request would be refused") {
+  const fresh_cuda fresh;
+  pool tested(make_cuda_virtual_source(0, {.bytes = 100 * mib}));
+  CHECK(tested.reserve(100 * mib) == 100 * mib);
+  void* block = tested.try_allocate(64 * mib);  // one piece, which cannot be cut
+  tested.deallocate(block);
+  std::vector<void*> blocks;
+  while ((block = tested.try_allocate(2 * mib)) != nullptr) blocks.push_back(block);
+  CHECK(blocks.size() == 50);
+  for (void* const each : blocks) tested.deallocate(each);
+}
+
 TEST_CASE("where a commit could neither be finished nor undone, the next one there begins anew") {
   const fresh_cuda fresh;
   const auto source = make_cuda_virtual_source(0, {.bytes = most});
