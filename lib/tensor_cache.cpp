@@ -95,7 +95,28 @@ class tensor_cache::state final : public keeper {
     return hand_out_new(layout, in);
   }
 
+  [[nodiscard]] tensor empty_at_hand(const tensor_layout& layout, const where& at) noexcept {
+    const pool::state* const core = core_.load(relaxed);
+    if (core == nullptr || (streams_ == nullptr) != at.own) return {};
+    const thread_lanes::entry* const known = at.own ? nullptr : lanes::at_hand(core->serial(), at.stream);
+    if (!at.own && known == nullptr) return {};
+    record* const kept = reuse(layout, at.own ? nullptr : known->of);
+    return kept == nullptr ? tensor() : hand_out(*kept);
+  }
+
   // --------------------------------------------------------------------------------------------------------- free
+
+  /// Whether it is kept is looked at before the handle ends: what changes in between costs a way to the pool, no more.
+  [[nodiscard]] bool free_at_hand(const tensor& of) noexcept {
+    const record* const r = find(of);
+    if (r == nullptr || core_.load(relaxed) == nullptr || held_.load(relaxed) > limit_) return false;  // Bound
+    if (streams_ != nullptr) {
+      const lane* const in = r->made_in.load(relaxed);
+      if (in == nullptr || in->serial.load(relaxed) != r->lane_serial.load(relaxed) || !keeps(*in)) return false;
+    }
+    if (r->capacity.load(relaxed) == 0 || r->fleeting.load(relaxed)) return false;
+    return free(of, {}, nullptr) == error::none;
+  }
 
   [[nodiscard]] error free(const tensor& of, const where& at, bad_free* report) noexcept {
     lane* in = nullptr;
@@ -674,6 +695,12 @@ tensor tensor_cache::empty(const tensor_layout& layout) { return state_->empty(l
 tensor tensor_cache::empty(const tensor_layout& layout, stream_handle stream) {
   return state_->empty(layout, {.own = false, .stream = stream});
 }
+
+tensor tensor_cache::empty_at_hand(const tensor_layout& layout) noexcept { return state_->empty_at_hand(layout, {}); }
+tensor tensor_cache::empty_at_hand(const tensor_layout& layout, stream_handle stream) noexcept {
+  return state_->empty_at_hand(layout, {.own = false, .stream = stream});
+}
+bool tensor_cache::free_at_hand(const tensor& of) noexcept { return state_->free_at_hand(of); }
 
 tensor tensor_cache::try_empty(const tensor_layout& layout) noexcept {
   try {

@@ -90,18 +90,6 @@ void handlers::install(const std::shared_ptr<handlers>& given, options& settings
     };
 }
 
-/// A call without the GIL, which the pool must survive.
-class memory::call {
- public:
-  explicit call(const memory& of) : of_(of) { ++of.calls_; }
-  call(const call&) = delete;
-  call& operator=(const call&) = delete;
-  ~call() { --of_.calls_; }
-
- private:
-  const memory& of_;
-};
-
 memory::memory(pool&& plain, place where, nb::object keeps)
     : keeps_(std::move(keeps)), plain_(std::move(plain)), where_(where) {}
 
@@ -145,7 +133,7 @@ void memory::keep(stream_handle stream, const std::shared_ptr<software_stream_ob
 
 void* memory::allocate_slowly(std::size_t bytes, std::size_t alignment, stream_handle stream) {
   require_open();
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] {
     if (plain_) return plain_->allocate(bytes, alignment);
     return stream == settled ? streams_->allocate_settled(bytes, alignment, idle_)
@@ -156,7 +144,7 @@ void* memory::allocate_slowly(std::size_t bytes, std::size_t alignment, stream_h
 checked_block memory::allocate_checked(std::size_t bytes, std::size_t alignment, stream_handle stream) {
   require_open();
   if (streams_ && stream == settled) raise(PyExc_ValueError, "a block with a handle is for a stream; name it");
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] {
     return plain_ ? plain_->allocate_checked(bytes, alignment)
                   : streams_->allocate_checked(bytes, alignment, actual(stream));
@@ -169,7 +157,7 @@ error memory::deallocate_slowly(void* pointer, std::size_t bytes, stream_handle 
     if (report != nullptr) *report = {.code = error::pool_gone, .pointer = pointer, .bytes = bytes};
     return error::pool_gone;
   }
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] {
     return plain_ ? plain_->try_deallocate(pointer, bytes, report)
                   : streams_->try_deallocate(pointer, bytes, actual(stream), report);
@@ -178,17 +166,11 @@ error memory::deallocate_slowly(void* pointer, std::size_t bytes, stream_handle 
 
 error memory::deallocate(const checked_block& block, std::size_t bytes, stream_handle stream, bad_free* report) {
   if (!is_open()) return deallocate_slowly(block.address, bytes, stream, report);
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] {
     return plain_ ? plain_->try_deallocate(block, bytes, report)
                   : streams_->try_deallocate(block, bytes, actual(stream), report);
   });
-}
-
-void memory::deallocate_or_report(void* pointer, std::size_t bytes, stream_handle stream) noexcept {
-  bad_free report;
-  if (deallocate(pointer, bytes, stream, &report) == error::none) return;
-  this->report(report);
 }
 
 void memory::report(const bad_free& refused) const noexcept {
@@ -201,21 +183,21 @@ void memory::report(const bad_free& refused) const noexcept {
 error memory::record_stream(void* pointer, stream_handle stream) {
   require_open();
   if (!streams_) return error::none;  // no work but the host's
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] { return streams_->record_stream(pointer, stream); });
 }
 
 error memory::begin_capture(stream_handle stream) {
   require_open();
   if (!streams_) return error::invalid_argument;
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] { return streams_->begin_capture(stream); });
 }
 
 error memory::end_capture(stream_handle stream) {
   require_open();
   if (!streams_) return error::invalid_argument;
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] { return streams_->end_capture(stream); });
 }
 
@@ -224,7 +206,7 @@ bool memory::release_stream(stream_handle stream) {
   if (!streams_) return true;
   bool released = false;
   {
-    const call running(*this);
+    const in_call running(*this);
     released = without_gil([&] { return streams_->release_stream(stream); });
   }
   kept_.erase(stream);
@@ -234,19 +216,19 @@ bool memory::release_stream(stream_handle stream) {
 bool memory::synchronize() {
   require_open();
   if (!streams_) return true;
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] { return streams_->synchronize(); });
 }
 
 bool memory::stream_synchronize(stream_handle stream) {
   require_open();
   if (!streams_) return true;
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] { return streams_->stream_synchronize(actual(stream)); });
 }
 
 bool memory::order(stream_handle earlier, stream_handle later) {
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] {
     const event_handle event = driver_->record(earlier);
     if (event == nullptr) return false;
@@ -258,19 +240,19 @@ bool memory::order(stream_handle earlier, stream_handle later) {
 
 std::size_t memory::defragment() {
   require_open();
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] { return plain_ ? plain_->defragment() : streams_->defragment(); });
 }
 
 std::size_t memory::trim(std::size_t keep_bytes) {
   require_open();
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] { return plain_ ? plain_->trim(keep_bytes) : streams_->trim(keep_bytes); });
 }
 
 std::size_t memory::reserve(std::size_t bytes) {
   require_open();
-  const call running(*this);
+  const in_call running(*this);
   return without_gil([&] { return plain_ ? plain_->reserve(bytes) : streams_->reserve(bytes); });
 }
 
@@ -291,7 +273,7 @@ nb::dict memory::snapshot() const {
   require_open();
   std::vector<block_info> blocks;
   {
-    const call running(*this);
+    const in_call running(*this);
     const auto note = [&blocks](const block_info& block) { blocks.push_back(block); };
     without_gil([&] { plain_ ? plain_->for_each_block(note) : streams_->for_each_block(note); });
   }

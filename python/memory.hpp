@@ -76,9 +76,7 @@ class memory {
     return done ? error::none : deallocate_slowly(pointer, bytes, stream, report);
   }
   [[nodiscard]] error deallocate(const checked_block& block, std::size_t bytes, stream_handle stream, bad_free* report);
-  /// For those who cannot raise: a refusal goes to the handler.
-  void deallocate_or_report(void* pointer, std::size_t bytes, stream_handle stream) noexcept;
-  /// To the handler. Also without the GIL.
+  /// Of those who cannot raise: to the handler. Also without the GIL.
   void report(const bad_free& refused) const noexcept;
 
   [[nodiscard]] error record_stream(void* pointer, stream_handle stream);
@@ -89,6 +87,13 @@ class memory {
   [[nodiscard]] bool stream_synchronize(stream_handle stream);
   /// Work that enters `later` from now on begins after what is in `earlier`. False: the driver refused.
   [[nodiscard]] bool order(stream_handle earlier, stream_handle later);
+
+  /// Calls without the GIL, and the pool stays meanwhile.
+  template <class Call>
+  auto unlocked(const Call& call) {
+    const in_call running(*this);
+    return without_gil(call);
+  }
 
   std::size_t defragment();
   std::size_t trim(std::size_t keep_bytes);
@@ -102,6 +107,7 @@ class memory {
   [[nodiscard]] std::size_t capacity() const noexcept;
   [[nodiscard]] const pool* plain() const noexcept { return plain_ ? &*plain_ : nullptr; }
   [[nodiscard]] pool* plain() noexcept { return plain_ ? &*plain_ : nullptr; }
+  [[nodiscard]] stream_pool* in_streams() noexcept { return streams_ ? &*streams_ : nullptr; }
   [[nodiscard]] bool has_streams() const noexcept { return driver_ != nullptr; }
   [[nodiscard]] bool is_open() const noexcept { return plain_ || streams_; }
   [[nodiscard]] const place& where() const noexcept { return where_; }
@@ -121,7 +127,17 @@ class memory {
   bool hooked = false;      ///< another library's allocator uses the pool, for ever
 
  private:
-  class call;
+  /// A call without the GIL, which the pool must survive.
+  class in_call {
+   public:
+    explicit in_call(const memory& of) : of_(of) { ++of.calls_; }
+    in_call(const in_call&) = delete;
+    in_call& operator=(const in_call&) = delete;
+    ~in_call() { --of_.calls_; }
+
+   private:
+    const memory& of_;
+  };
 
   [[nodiscard]] stream_handle actual(stream_handle stream) const noexcept { return stream == settled ? idle_ : stream; }
   [[nodiscard]] void* allocate_slowly(std::size_t bytes, std::size_t alignment, stream_handle stream);

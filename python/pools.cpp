@@ -30,8 +30,10 @@ struct pool_object {
   std::shared_ptr<handlers> asks;
 };
 struct buddy_object : pool_object {};
-struct memory_object : pool_object {
-  std::shared_ptr<software> on;
+struct memory_object : pool_object {};
+struct cache_object : memory_object {
+  nb::object pool;  ///< whose handlers serve here too
+  std::shared_ptr<tensor_keeper> keeper;
 };
 
 // Handlers may lead back to the pool.
@@ -39,7 +41,8 @@ template <class Object>
 int visit(PyObject* self, visitproc visit, void* arg) noexcept {
   Py_VISIT(Py_TYPE(self));
   if (!nb::inst_ready(self)) return 0;
-  const pool_object* const pool = nb::inst_ptr<Object>(self);
+  const Object* const pool = nb::inst_ptr<Object>(self);
+  if constexpr (std::is_same_v<Object, cache_object>) Py_VISIT(pool->pool.ptr());
   if (pool->asks == nullptr) return 0;
   Py_VISIT(pool->asks->out_of_memory.ptr());
   Py_VISIT(pool->asks->bad_free.ptr());
@@ -54,7 +57,10 @@ void drop(pool_object& pool) noexcept {
 
 template <class Object>
 int clear(PyObject* self) noexcept {
-  if (nb::inst_ready(self)) drop(*nb::inst_ptr<Object>(self));
+  if (!nb::inst_ready(self)) return 0;
+  Object& pool = *nb::inst_ptr<Object>(self);
+  drop(pool);
+  if constexpr (std::is_same_v<Object, cache_object>) pool.pool.reset();
   return 0;
 }
 
@@ -236,7 +242,7 @@ void free_tensor(const memory_object& self, nb::handle given) {
   raise(bad_free{.code = error::foreign_pointer, .pointer = pointer(address)});
 }
 
-tensor empty(const memory_object& self, nb::handle shape, nb::handle dtype, nb::handle device, nb::handle stream) {
+tensor make_tensor(const memory_object& self, std::shared_ptr<tensor_keeper> keeper, nb::handle shape, nb::handle dtype, nb::handle device, nb::handle stream) {
   const element_type& type = element_type_of(dtype);
   if (!device.is_none()) {
     const device_name name = read_device(device);
@@ -244,7 +250,16 @@ tensor empty(const memory_object& self, nb::handle shape, nb::handle dtype, nb::
     const bool is_here = name.kind == "cpu" ? where.is_host() : where.is_cuda() && !where.is_host() && where.id == name.number;
     if (!is_here) raise(PyExc_ValueError, "device: the pool is on %s", where.name().c_str());
   }
-  return tensor(self.of, tensor::read_shape(shape), type, stream.is_none() && self.of->plain() != nullptr ? memory::settled : stream_of(stream, *self.of));
+  const stream_handle in = stream.is_none() && self.of->plain() != nullptr ? memory::settled : stream_of(stream, *self.of);
+  return tensor(self.of, std::move(keeper), tensor::read_shape(shape), type, in);
+}
+
+tensor empty(const memory_object& self, nb::handle shape, nb::handle dtype, nb::handle device, nb::handle stream) {
+  return make_tensor(self, nullptr, shape, dtype, device, stream);
+}
+
+tensor empty_kept(const cache_object& self, nb::handle shape, nb::handle dtype, nb::handle device, nb::handle stream) {
+  return make_tensor(self, self.keeper, shape, dtype, device, stream);
 }
 
 stream_handle in(const memory_object& self, nb::handle stream) { return stream_of(stream, *self.of); }
@@ -392,7 +407,7 @@ void bind_memory(nb::module_& m) {
          settings.seal_bytes = seal_bytes;
          auto of = make_memory(device, streams, kind, settings);
          of->asks = asks;
-         new (self) memory_object{{std::move(of), std::move(asks)}, nullptr};
+         new (self) memory_object{{std::move(of), std::move(asks)}};
        },
        "device"_a = "cpu", "capacity"_a = 0, nb::kw_only(), "streams"_a = nb::none(), "kind"_a = "virtual", "granule"_a = 0,
        "chunk"_a = 0, "limit"_a = 0, "release_threshold"_a = 0, "soft_limit"_a = 0, "slack"_a = nb::none(),
@@ -455,7 +470,8 @@ void bind_memory(nb::module_& m) {
             if (nb::try_cast(what, of) && of != nullptr && &of->pool() != self.of.get())
               raise(bad_free{.code = error::wrong_pool, .pointer = of->address(), .bytes = of->bytes()});
             void* const address = of != nullptr ? of->address() : pointer(nb::cast<std::uintptr_t>(what));
-            const error code = self.of->record_stream(address, in(self, stream));
+            const stream_handle handle = in(self, stream);
+            const error code = of != nullptr ? of->record_stream(handle) : self.of->record_stream(address, handle);
             if (code >= error::double_free) raise(bad_free{.code = code, .pointer = address});
             require(code, "record_stream", *self.of);
           },
@@ -497,6 +513,65 @@ void bind_memory(nb::module_& m) {
   bind_common(c);
 }
 
+void bind_cache(nb::module_& m) {
+  nb::class_<cache_object, memory_object>(
+      m, "TensorCache", nb::type_slots(slots<cache_object>()), nb::is_weak_referenceable(),
+      "A pool's tensors, kept when they are freed for whoever asks for their like: of the same shape and type, or of memory\n"
+      "that is at most an eighth larger, in the same stream. A hit costs the same whatever the size. What is kept stays within\n"
+      "a limit, and is the pool's again before an allocation of anybody's is refused.\n\n"
+      "Everything that is not about tensors is the pool's itself: raw blocks, synchronize(), defragment().")
+      .def(
+          "__init__",
+          [](cache_object* self, nb::object pool, std::size_t limit, std::size_t alignment, double waste, std::size_t tensors) {
+            std::shared_ptr<memory> of = memory_of(pool);
+            const place where = of->where();
+            auto keeper = std::make_shared<tensor_keeper>(
+                of, tensor_options{.limit = limit, .alignment = alignment, .waste = waste, .tensors = tensors,
+                                   .device = {where.type, where.id}});
+            new (self) cache_object{{{std::move(of), nullptr}}, std::move(pool), std::move(keeper)};
+          },
+          "pool"_a, nb::kw_only(), "limit"_a = 0, "alignment"_a = 0, "waste"_a = 0.125, "tensors"_a = 0,
+          nb::sig("def __init__(self, pool: MemoryPool | BuddyAllocator, *, limit: int = 0, alignment: int = 0, waste: float = "
+                  "0.125, tensors: int = 0) -> None"),
+          "limit: bytes of all tensors, live and kept, above which kept ones are given up; 0: half of the pool's limit.\n"
+          "alignment: of each tensor, in bytes, a power of two; 0: 256. waste: how much larger than needed a tensor's memory\n"
+          "may be, as a fraction, at most 0.125. tensors: most at once, live and kept; 0: 262144.\n\n"
+          "Raises ValueError, MemoryError.")
+      .def("empty", empty_kept, nb::arg("shape").none(), nb::arg("dtype").none() = "float32", "device"_a = nb::none(),
+           "stream"_a = nb::none(),
+           nb::sig("def empty(self, shape: int | collections.abc.Iterable[int], dtype: typing.Any = 'float32', device: "
+                   "typing.Any = None, stream: typing.Any = None) -> Tensor"),
+           "As MemoryPool.empty(): a kept tensor, or a new one of the pool's.")
+      .def(
+          "trim",
+          [](cache_object& self, std::size_t keep_bytes) {
+            const std::size_t kept = self.keeper->trim(keep_bytes);
+            static_cast<void>(self.of->trim(keep_bytes));
+            return kept;
+          },
+          "keep_bytes"_a = 0,
+          "Gives up kept tensors until at most `keep_bytes` are kept, and the pool's free memory as its trim() does. Returns\n"
+          "the bytes of the tensors given up.")
+      .def(
+          "stats",
+          [](const cache_object& self) {
+            nb::dict d = self.of->stats();
+            const tensor_statistics s = self.keeper->stats();
+            d["hits"] = s.hits;
+            d["compatible"] = s.compatible;
+            d["misses"] = s.misses;
+            d["evictions"] = s.evictions;
+            d["kept"] = s.kept;
+            d["kept_tensors"] = s.kept_tensors;
+            d["live_tensors"] = s.live_tensors;
+            d["cache_limit"] = s.limit;
+            return d;
+          },
+          nb::sig("def stats(self) -> dict[str, int]"),
+          "The pool's, for which kept tensors are live, and: `hits`, of these `compatible`, `misses`, `evictions`; bytes\n"
+          "`kept`, `kept_tensors`, `live_tensors`, `cache_limit` in bytes.");
+}
+
 }  // namespace
 
 std::shared_ptr<memory> memory_of(nb::handle pool) {
@@ -510,6 +585,7 @@ std::shared_ptr<memory> memory_of(nb::handle pool) {
 void bind_pools(nb::module_& m) {
   bind_buddy(m);
   bind_memory(m);
+  bind_cache(m);
 }
 
 }  // namespace orderly::python

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <new>
 #include <optional>
+#include <span>
 #include <string>
 
 #include <nanobind/stl/optional.h>
@@ -140,7 +141,7 @@ void join(tensor& self, nb::handle given) {
     raise(PyExc_ValueError, "__dlpack__: stream %lld; give 1, 2, a cudaStream_t or -1", static_cast<long long>(number));
   const stream_handle later = number == 1 ? nullptr : reinterpret_cast<stream_handle>(number);
   if (later == self.stream() || self.stream() == memory::settled || !self.pool().has_streams()) return;
-  if (!self.pool().order(self.stream(), later) || self.pool().record_stream(self.address(), later) != error::none)
+  if (!self.pool().order(self.stream(), later) || self.record_stream(later) != error::none)
     raise(PyExc_BufferError, "__dlpack__: stream %lld cannot wait for the tensor's; does one of them capture, or is it no "
           "stream of %s?", static_cast<long long>(number), where.name().c_str());
 }
@@ -178,7 +179,43 @@ tensor::dimensions tensor::read_shape(nb::handle given) {
   return shape;
 }
 
-tensor::tensor(std::shared_ptr<memory> from, dimensions&& shape, const element_type& type, stream_handle stream)
+tensor_keeper::tensor_keeper(std::shared_ptr<memory> of, const tensor_options& settings) : of_(std::move(of)) {
+  if (pool* const plain = of_->plain())
+    cache_.emplace(*plain, settings);
+  else if (stream_pool* const in_streams = of_->in_streams())
+    cache_.emplace(*in_streams, settings);
+  else
+    raise(PyExc_ValueError, "the pool is closed");
+}
+
+tensor_keeper::~tensor_keeper() {
+  without_gil([this] { cache_.reset(); });
+}
+
+orderly::tensor tensor_keeper::empty(const tensor_layout& layout, stream_handle stream) {
+  if (stream == memory::settled) {
+    if (const orderly::tensor kept = cache_->empty_at_hand(layout)) return kept;
+    return of_->unlocked([&] { return cache_->empty(layout); });
+  }
+  if (const orderly::tensor kept = cache_->empty_at_hand(layout, stream)) return kept;
+  return of_->unlocked([&] { return cache_->empty(layout, stream); });
+}
+
+error tensor_keeper::free(const orderly::tensor& of, bad_free* report) {
+  if (cache_->free_at_hand(of)) return error::none;
+  return of_->unlocked([&] { return cache_->try_free(of, report); });
+}
+
+error tensor_keeper::record_stream(const orderly::tensor& of, stream_handle stream) {
+  return of_->unlocked([&] { return cache_->record_stream(of, stream); });
+}
+
+std::size_t tensor_keeper::trim(std::size_t keep_bytes) {
+  return of_->unlocked([&] { return cache_->trim(keep_bytes); });
+}
+
+tensor::tensor(std::shared_ptr<memory> from, std::shared_ptr<tensor_keeper> keeper, dimensions&& shape,
+               const element_type& type, stream_handle stream)
     : from_(std::move(from)), bytes_(type.bytes()), stream_(stream), type_(&type), shape_(std::move(shape)) {
   const Py_ssize_t* const each = shape_.lengths();
   bool overflows = false;
@@ -193,12 +230,40 @@ tensor::tensor(std::shared_ptr<memory> from, dimensions&& shape, const element_t
     shape_.strides()[i] = stride;
     stride *= std::max<Py_ssize_t>(each[i], 1);
   }
-  address_ = from_->allocate(bytes_, 1, stream);
+  // Without bytes, or for no stream where there are streams, there is nothing that a cache could keep.
+  if (keeper != nullptr && bytes_ != 0 && (stream != memory::settled || !from_->has_streams())) {
+    const tensor_layout layout(std::span<const std::int64_t>(each, shape_.count()),
+                               {type.dlpack.code, type.dlpack.bits, type.dlpack.lanes});
+    const orderly::tensor made = keeper->empty(layout, stream);
+    address_ = made.data;
+    handle_ = made.handle;
+    keeper_ = std::move(keeper);
+  } else {
+    address_ = from_->allocate(bytes_, 1, stream);
+  }
   ++from_->tensors;
+}
+
+error tensor::give_back(bad_free* report) {
+  if (keeper_ == nullptr) return from_->deallocate(address_, std::max<std::size_t>(bytes_, 1), stream_, report);
+  orderly::tensor named;
+  named.data = address_;
+  named.handle = handle_;
+  return keeper_->free(named, report);
+}
+
+error tensor::record_stream(stream_handle stream) {
+  if (keeper_ == nullptr) return from_->record_stream(address(), stream);
+  orderly::tensor named;
+  named.data = address();
+  named.handle = handle_;
+  return from_->has_streams() ? keeper_->record_stream(named, stream) : error::none;
 }
 
 tensor::tensor(tensor&& other) noexcept
     : from_(std::move(other.from_)),
+      keeper_(std::move(other.keeper_)),
+      handle_(other.handle_),
       address_(std::exchange(other.address_, nullptr)),
       freed_(other.freed_),
       bytes_(other.bytes_),
@@ -209,7 +274,8 @@ tensor::tensor(tensor&& other) noexcept
 tensor::~tensor() {
   if (address_ == nullptr) return;
   --from_->tensors;
-  from_->deallocate_or_report(address_, std::max<std::size_t>(bytes_, 1), stream_);
+  bad_free report;
+  if (give_back(&report) != error::none) from_->report(report);
 }
 
 void* tensor::address() const {
@@ -228,7 +294,7 @@ void tensor::free(const memory& of) {
   if (&of != from_.get()) raise(report);
   if (exports != 0)
     raise(PyExc_BufferError, "the tensor's memory is in use by %zu other objects, arrays made of it, say; drop these first", exports);
-  const error code = from_->deallocate(address_, std::max<std::size_t>(bytes_, 1), stream_, &report);
+  const error code = give_back(&report);
   --from_->tensors;
   freed_ = std::exchange(address_, nullptr);
   if (code != error::none) raise(report);

@@ -115,6 +115,44 @@ TEST_CASE("a freed tensor is its likes' again at once: the same memory, the same
   }
 }
 
+TEST_CASE("at hand is what is kept, and a free that keeps") {
+  pool plain(quiet(64 << 20));
+  tensor_cache cache(plain, {.limit = 4096});
+  const tensor_layout layout = of_bytes(3000);
+  CHECK_FALSE(cache.empty_at_hand(layout));
+  CHECK_FALSE(cache.empty_at_hand(layout, nullptr));
+  const tensor first = cache.empty(layout);
+  CHECK(cache.free_at_hand(first));
+  CHECK_FALSE(cache.free_at_hand(first));
+  CHECK_FALSE(cache.free_at_hand({}));
+  const tensor second = cache.empty_at_hand(layout);
+  REQUIRE(second);
+  CHECK(alike(second, first));
+  CHECK_FALSE(cache.empty_at_hand(layout));
+  const tensor third = cache.empty(layout);  // past the limit: none is kept
+  CHECK_FALSE(cache.free_at_hand(third));
+  cache.free(third);
+  CHECK(cache.free_at_hand(second));
+  const tensor empty = cache.empty(of_bytes(0));
+  CHECK_FALSE(cache.free_at_hand(empty));
+  cache.free(empty);
+  CHECK(cache.stats().bad_frees == 0);
+  CHECK(plain.stats().bad_frees == 0);
+
+  bench b(2, 64 << 20);
+  tensor_cache in_streams(*b.tested);
+  CHECK_FALSE(in_streams.empty_at_hand(layout, b[0]));
+  const tensor mine = in_streams.empty(layout, b[0]);
+  CHECK(in_streams.free_at_hand(mine));
+  CHECK_FALSE(in_streams.empty_at_hand(layout));
+  CHECK_FALSE(in_streams.empty_at_hand(layout, b[1]));
+  const tensor again = in_streams.empty_at_hand(layout, b[0]);
+  CHECK(again.data == mine.data);
+  b.tested->release_stream(b[0]);
+  CHECK_FALSE(in_streams.free_at_hand(again));
+  in_streams.free(again, b[1]);
+}
+
 TEST_CASE("compatible memory: at most an eighth larger, of the same stream, with a descriptor of its own") {
   pool tested(quiet(256 * mib));
   tensor_cache cache(tested);

@@ -152,6 +152,13 @@ class ORDERLY_API tensor_cache {
   [[nodiscard]] tensor try_empty(const tensor_layout& layout) noexcept;
   [[nodiscard]] tensor try_empty(const tensor_layout& layout, stream_handle stream) noexcept;
 
+  /// Only what the cache can do by itself at once, as pool::allocate_at_hand(): a kept tensor, and a free that keeps the
+  /// tensor, in the stream that it was allocated for. No tensor, or false: nothing has happened, and one of the other
+  /// functions does it.
+  [[nodiscard]] tensor empty_at_hand(const tensor_layout& layout) noexcept;
+  [[nodiscard]] tensor empty_at_hand(const tensor_layout& layout, stream_handle stream) noexcept;
+  [[nodiscard]] bool free_at_hand(const tensor& of) noexcept;
+
   /// Frees a tensor, in the stream that it was allocated for, or in another: work that is in `stream` now may still use
   /// it; use by the stream that it was allocated for must then be ordered before by the program. No tensor is ignored.
   ///
