@@ -139,7 +139,7 @@ class tensor_cache::state final : public keeper {
     record& r = *ended_now;
     r.freed_in.store(in, relaxed);
     r.freed_lane = in == nullptr ? 0 : in->serial.load(relaxed);
-    if (in != nullptr) r.stream.store(in->stream, relaxed);
+    if (in != nullptr) r.of_stream.store(in->stream, relaxed);
     r.area.of = &r;
     r.area.cache = this;
     given.of = describe(r);
@@ -160,7 +160,7 @@ class tensor_cache::state final : public keeper {
     }
     lane* in = r.freed_in.load(relaxed);
     if (in != nullptr && self->core_.load(relaxed) != nullptr && in->serial.load(relaxed) != r.freed_lane)
-      in = self->streams_->find(r.stream.load(relaxed));  // as in own_lane()
+      in = self->streams_->find(r.of_stream.load(relaxed));  // as in own_lane()
     self->keep_or_give_back(r, in);
     self->unref();
   }
@@ -282,7 +282,7 @@ class tensor_cache::state final : public keeper {
     atomic<std::size_t> capacity; ///< bytes that were asked of the pool; 0: no memory
     atomic<lane*> made_in;        ///< of the stream that it was allocated for, and
     atomic<std::uint64_t> lane_serial;  ///< as it was then
-    atomic<stream_handle> stream;
+    atomic<stream_handle> of_stream;
     std::uint64_t freed;          ///< when, by the clock
     atomic<bool> fleeting;        ///< it must not be kept
     tensor_layout layout;
@@ -396,7 +396,7 @@ class tensor_cache::state final : public keeper {
     t.bytes = r.layout.bytes();
     t.type = r.layout.type();
     t.device = device_;
-    t.stream = r.stream.load(relaxed);
+    t.stream = r.of_stream.load(relaxed);
     t.handle = {number_, r.word.load(relaxed) >> 1, static_cast<std::uint32_t>(&r - records_.data())};
     return t;
   }
@@ -429,7 +429,7 @@ class tensor_cache::state final : public keeper {
     r.capacity.store(bytes, relaxed);
     r.made_in.store(in, relaxed);
     r.lane_serial.store(in == nullptr ? 0 : in->serial.load(relaxed), relaxed);
-    r.stream.store(in == nullptr ? nullptr : in->stream, relaxed);
+    r.of_stream.store(in == nullptr ? nullptr : in->stream, relaxed);
     r.fleeting.store(in != nullptr && !keeps(*in), relaxed);
     r.layout = layout;
     misses_.fetch_add(1, relaxed);  // a figure, and a time
@@ -490,7 +490,7 @@ class tensor_cache::state final : public keeper {
     lane* const in = r.made_in.load(relaxed);  // a look, which the CAS on the word confirms
     if (in == nullptr) return nullptr;
     if (in->serial.load(relaxed) == r.lane_serial.load(relaxed)) [[likely]] return in;
-    return streams_->find(r.stream.load(relaxed));  // it has begun or ended a capture since, or is gone
+    return streams_->find(r.of_stream.load(relaxed));  // it has begun or ended a capture since, or is gone
   }
 
   /// A tensor that ended, in hand: to a shelf, or to the pool.
@@ -506,7 +506,7 @@ class tensor_cache::state final : public keeper {
     if (in != nullptr) {
       r.made_in.store(in, relaxed);
       r.lane_serial.store(of.lane, relaxed);
-      r.stream.store(in->stream, relaxed);
+      r.of_stream.store(in->stream, relaxed);
     }
     const std::uint64_t time = now();
     writes_plain(&r);

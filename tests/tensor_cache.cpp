@@ -399,6 +399,21 @@ TEST_CASE("order of giving up: the layout that was used longest ago, of it what 
   CHECK(cache.stats().held == 0);
 }
 
+TEST_CASE("of what several threads have freed, the first goes first, too") {
+  pool tested(quiet(64 * mib));
+  tensor_cache cache(tested);
+  std::vector<tensor> all;
+  for (int i = 0; i < 12; ++i) all.push_back(cache.empty(of_bytes(2000)));
+  for (const tensor& each : all) {
+    std::thread([&] { cache.free(each); }).join();
+    cache.free(cache.empty(of_bytes(0)));  // time passes
+  }
+  for (std::size_t gone = 0; gone < all.size(); ++gone) {
+    CHECK(cache.trim((all.size() - gone) * 2000 - 1) == 2000);
+    for (std::size_t i = 0; i < all.size(); ++i) CHECK((tested.block_size(all[i].data) != 0) == (i > gone));
+  }
+}
+
 TEST_CASE("trim gives up as many as it takes, and what is left is served in the order as before") {
   pool tested(quiet(64 * mib));
   tensor_cache cache(tested);
