@@ -30,9 +30,8 @@ using namespace detail;
 ///   even, exported  its owner outside releases it
 ///   even            nobody's handle is good: kept, blank, or in hand
 ///   W   Only a CAS ends what a word says (free, export, release), so of several ends one succeeds. A hand-out is a store by
-///       whoever has taken the record off its shelf, or out of the blank ones (release) -> the look of whoever ends it
-///       (acquire): the record's members. Nothing else is published by it: records are handed on by shelves and lists (P
-///       there), and the tensor's bytes by the program, or by the pool.
+///       whoever has taken the record off its shelf, or out of the blank ones. All relaxed: nothing is handed over by a word.
+///       Records are handed on by shelves and lists (P there); a live one, its bytes included, by the program.
 ///   ABA  a generation comes again after 2^62 hand-outs of one record.
 /// Members that a bad handle may look at while their owner writes them are atomics; relaxed, since the CAS that follows
 /// fails then.
@@ -129,12 +128,9 @@ class tensor_cache::state final : public keeper {
   [[nodiscard]] error give_out(const tensor& of, const where& at, exported_tensor& given, bad_free* report) noexcept {
     lane* in = nullptr;
     error code = error::none;
-    owners_.fetch_add(1, relaxed);  // before somebody may release it: unref()
     record* const ended_now = end(of, at, exported, in, code, report);
-    if (ended_now == nullptr) {
-      unref();
-      return of ? code : refuse(error::invalid_argument, nullptr, report);
-    }
+    if (ended_now == nullptr) return of ? code : refuse(error::invalid_argument, nullptr, report);
+    owners_.fetch_add(1, relaxed);  // unref(): by whoever gets the storage from here
     // The owner's, who hands them to release_export() with the storage.
     record& r = *ended_now;
     r.freed_in.store(in, relaxed);
@@ -152,16 +148,20 @@ class tensor_cache::state final : public keeper {
     auto& area = *static_cast<export_area*>(storage);
     state* const self = area.cache;
     record& r = *area.of;
-    std::uint64_t seen = r.word.load(acquire);  // W
+    std::uint64_t seen = r.word.load(relaxed);  // W
     if ((seen & exported) == 0 || !r.word.compare_exchange_strong(seen, seen & ~exported, relaxed, relaxed)) {  // W
       bad_free report;
       static_cast<void>(self->refuse(error::double_free, r.address.load(relaxed), &report));
       return self->report(report);
     }
     lane* in = r.freed_in.load(relaxed);
-    if (in != nullptr && self->core_.load(relaxed) != nullptr && in->serial.load(relaxed) != r.freed_lane)
-      in = self->streams_->find(r.of_stream.load(relaxed));  // as in own_lane()
-    self->keep_or_give_back(r, in);
+    if (self->core_.load(relaxed) == nullptr) {
+      self->give_back(r, in, true);
+    } else {
+      if (in != nullptr && in->serial.load(relaxed) != r.freed_lane)
+        in = self->streams_->find(r.of_stream.load(relaxed));  // as in own_lane()
+      self->keep_or_give_back(r, in);
+    }
     self->unref();
   }
 
@@ -230,7 +230,7 @@ class tensor_cache::state final : public keeper {
       const std::uint32_t count = next_.load(relaxed);  // all of this thread, or ordered before by the program
       for (std::uint32_t i = 0; i < count; ++i) {
         record& r = records_[i];
-        std::uint64_t seen = r.word.load(acquire);  // W
+        std::uint64_t seen = r.word.load(relaxed);  // W
         if (!is_live(seen) || !r.word.compare_exchange_strong(seen, ended(seen), relaxed, relaxed)) continue;  // W
         give_back(r, streams_ == nullptr ? nullptr : own_lane(r), true);
       }
@@ -384,7 +384,7 @@ class tensor_cache::state final : public keeper {
 
   [[nodiscard]] tensor hand_out(record& r) noexcept {
     const std::uint64_t next = (r.word.load(relaxed) >> 1) + 1;
-    r.word.store(next << 1, release);  // W
+    r.word.store(next << 1, relaxed);  // W
     return describe(r);
   }
 
@@ -403,7 +403,7 @@ class tensor_cache::state final : public keeper {
 
   /// A miss.
   [[nodiscard, gnu::noinline]] tensor hand_out_new(const tensor_layout& layout, lane* in) {
-    pool::state& core = *core_.load(relaxed);  // the caller has looked
+    pool::state* const core = core_.load(relaxed);  // there is one: the caller has looked
     const std::uint32_t index = blank_record();
     if (index == tensor_shelves::none) throw std::bad_alloc();
     record& r = records_[index];
@@ -414,9 +414,9 @@ class tensor_cache::state final : public keeper {
     try {
       if (bytes != 0) {
         data = streams_ != nullptr ? streams_->allocate_in(*in, bytes, alignment_)
-               : core.aligned_by_granule(alignment_)
-                   ? core.allocate_hot(bytes, [&] { return core.allocate_or_throw(bytes, alignment_); })
-                   : core.allocate_or_throw(bytes, alignment_);
+               : core->aligned_by_granule(alignment_)
+                   ? core->allocate_hot(bytes, [&] { return core->allocate_or_throw(bytes, alignment_); })
+                   : core->allocate_or_throw(bytes, alignment_);
       }
     } catch (...) {
       held_.fetch_sub(bytes, relaxed);
@@ -458,7 +458,7 @@ class tensor_cache::state final : public keeper {
   [[nodiscard]] record* find(const tensor& of) const noexcept {
     if (of.handle.cache != number_ || of.handle.record >= records_.size()) return nullptr;
     record& r = records_[of.handle.record];
-    const std::uint64_t word = r.word.load(acquire);  // W
+    const std::uint64_t word = r.word.load(relaxed);  // W
     return word == of.handle.generation << 1 && is_live(word) && r.address.load(relaxed) == of.data ? &r : nullptr;
   }
 
@@ -477,8 +477,7 @@ class tensor_cache::state final : public keeper {
       return nullptr;
     }
     std::uint64_t expected = of.handle.generation << 1;
-    // W. Relaxed: find() has acquired the hand-out of this generation. Nothing is published: who has the record next gets
-    // it from this thread, by a shelf or a list.
+    // W. Who has the record next gets it from this thread, by a shelf or a list.
     if (r->word.compare_exchange_strong(expected, ended(expected) | mark, relaxed, relaxed)) [[likely]] return r;
     code = refuse_handle(of, report);
     return nullptr;

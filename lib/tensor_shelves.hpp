@@ -14,10 +14,11 @@
 /// Ordering        P   put (c) release -> take (d) or a failed (f), close (h), acquire: the link stored by (b), and the
 ///                     record's plain members. By I1 every later head is in (c)'s release sequence.
 ///                 L   close: label none (g), then the heads (h) release -> (a) or (d) acquire, then the look at the label
-///                     (e): that head with the old label is never seen. open (j) release -> (e) acquire: the lane and the
-///                     bytes that go with the label.
-///                 U   (c), then the look at `used` (k); `used` := 0 (l), then the heads (m): all seq_cst, so one sees the
-///                     other: a record is found by whoever empties the shelf, or the shelf counts as used again.
+///                     (e): that head with the old label is never seen. label_as (j) release -> (e) acquire: the lane that
+///                     goes with the label.
+///                 U   A record is found by whoever empties the shelf, or the shelf counts as used again: `used` := 0 (l),
+///                     then each head changes (h) release -> (c) acquire, if it comes later, then the look at `used` (k),
+///                     which sees (l) or something newer. If (c) comes earlier, (h) finds the record.
 /// Linearization   put: (c). take: (f); where it finds nothing, the last (d), or (e) that saw another label.
 /// ABA             as in free_list.hpp: 2^32 changes of one head between (d) and (f).
 /// Progress        put and take are lock-free: a CAS fails only because another one succeeded. The rest is the mutex's.
@@ -71,12 +72,12 @@ class tensor_shelves {
     return none;
   }
 
-  /// A shelf's label, as a look.
+  /// A shelf's label: a hint, but for whoever has the mutex.
   [[nodiscard]] label look(std::uint32_t shelf) const noexcept {
     const labels& of = rows_[shelf / shelves_per_row];
     const std::uint32_t at = shelf % shelves_per_row;
-    const std::uint64_t fingerprint = of.fingerprint[at].load(acquire);  // (e) L
-    return {fingerprint, of.lane[at].load(relaxed), of.bytes[at].load(relaxed)};
+    // Relaxed: a hint, or the mutex's.
+    return {of.fingerprint[at].load(relaxed), of.lane[at].load(relaxed), of.bytes[at].load(relaxed)};
   }
 
   /// Puts a record whose link is the caller's on a shelf. False: the shelf has another label, and nothing has happened.
@@ -90,7 +91,7 @@ class tensor_shelves {
       const tagged_head seen(expected);
       links_[record].store(seen.empty() ? last : seen.top(), relaxed);                     // (b) published by (c)
       // On failure acquire: as (a).
-    } while (!head.compare_exchange_weak(expected, tagged_head(expected).with_top(link_to(record)).bits(), seq_cst,
+    } while (!head.compare_exchange_weak(expected, tagged_head(expected).with_top(link_to(record)).bits(), acq_rel,
                                          acquire));                                        // (c) P, U
     touch(shelf, now);
     return true;
@@ -140,7 +141,7 @@ class tensor_shelves {
   /// Takes everything off a shelf, which keeps its label.
   [[nodiscard]] contents empty(std::uint32_t shelf) noexcept {
     contents all;
-    all.used = used(shelf).exchange(0, seq_cst);                                           // (l) U
+    all.used = used(shelf).exchange(0, relaxed);                                           // (l) U: (h) publishes it
     take_lists(shelf, all);
     return all;
   }
@@ -155,8 +156,8 @@ class tensor_shelves {
       }
     }
     std::uint64_t nothing = 0;
-    // If it is not 0 it was used since. seq_cst: U, as in touch().
-    if (any) static_cast<void>(used(shelf).compare_exchange_strong(nothing, all.used, seq_cst, relaxed));
+    // If it is not 0 it was used since. Relaxed: who empties it next has the mutex.
+    if (any) static_cast<void>(used(shelf).compare_exchange_strong(nothing, all.used, relaxed, relaxed));
   }
 
   /// The record at the front of a stripe; `none` if it is empty.
@@ -209,14 +210,14 @@ class tensor_shelves {
 
   /// Hardly ever writes: time goes on with misses only.
   void touch(std::uint32_t shelf, std::uint64_t now) noexcept {
-    if (used(shelf).load(seq_cst) != now) used(shelf).store(now, seq_cst);                 // (k) U
+    if (used(shelf).load(relaxed) != now) used(shelf).store(now, relaxed);                 // (k) U: (c) acquired
   }
 
   [[nodiscard]] std::uint32_t oldest_of(std::uint32_t from, std::uint32_t to) const noexcept {
     std::uint32_t found = none;
     std::uint64_t time = ~std::uint64_t{0};
     for (std::uint32_t shelf = from; shelf < to; ++shelf) {
-      const std::uint64_t each = used(shelf).load(seq_cst);  // (k) in put() comes before what put() returns to
+      const std::uint64_t each = used(shelf).load(relaxed);  // who asks sees what was put there before, as programs order it
       if (each == 0 || each >= time) continue;
       time = each;
       found = shelf;
@@ -227,9 +228,9 @@ class tensor_shelves {
   void take_lists(std::uint32_t shelf, contents& all) noexcept {
     for (std::uint32_t stripe = 0; stripe < stripes_; ++stripe) {
       atomic<std::uint64_t>& head = list(shelf, stripe).head;
-      std::uint64_t expected = head.load(seq_cst);                                         // (m) U
-      // Also of an empty list: I2. seq_cst: acquire P, release L, and U.
-      while (!head.compare_exchange_weak(expected, tagged_head(expected).with_top(last).bits(), seq_cst, seq_cst)) {  // (h)
+      std::uint64_t expected = head.load(relaxed);  // a guess
+      // (h) Also of an empty list: I2. Acquire P, release L and U.
+      while (!head.compare_exchange_weak(expected, tagged_head(expected).with_top(last).bits(), acq_rel, relaxed)) {
       }
       link_code turned = last;
       for (link_code at = tagged_head(expected).top(); at > last;) {
@@ -249,7 +250,7 @@ class tensor_shelves {
     do {
       const tagged_head seen(expected);
       links_[record].store(seen.empty() ? last : seen.top(), relaxed);                     // as (b)
-    } while (!head.compare_exchange_weak(expected, tagged_head(expected).with_top(link_to(record)).bits(), seq_cst,
+    } while (!head.compare_exchange_weak(expected, tagged_head(expected).with_top(link_to(record)).bits(), release,
                                          relaxed));                                        // as (c)
   }
 
