@@ -17,8 +17,9 @@
 ///                     (e): that head with the old label is never seen. label_as (j) release -> (e) acquire: the lane that
 ///                     goes with the label.
 ///                 U   A record is found by whoever empties the shelf, or the shelf counts as used again: `used` := 0 (l),
-///                     then each head changes (h) release -> (c) acquire, if it comes later, then the look at `used` (k),
-///                     which sees (l) or something newer. If (c) comes earlier, (h) finds the record.
+///                     then each head changes (h) release -> (a) acquire, if (c) comes later, for it expects what (a) has
+///                     read; then the look at `used` (k) sees (l) or something newer. If (c) comes earlier, (h) finds the
+///                     record.
 /// Linearization   put: (c). take: (f); where it finds nothing, the last (d), or (e) that saw another label.
 /// ABA             as in free_list.hpp: 2^32 changes of one head between (d) and (f).
 /// Progress        put and take are lock-free: a CAS fails only because another one succeeded. The rest is the mutex's.
@@ -91,8 +92,8 @@ class tensor_shelves {
       const tagged_head seen(expected);
       links_[record].store(seen.empty() ? last : seen.top(), relaxed);                     // (b) published by (c)
       // On failure acquire: as (a).
-    } while (!head.compare_exchange_weak(expected, tagged_head(expected).with_top(link_to(record)).bits(), acq_rel,
-                                         acquire));                                        // (c) P, U
+    } while (!head.compare_exchange_weak(expected, tagged_head(expected).with_top(link_to(record)).bits(), release,
+                                         acquire));                                        // (c) P
     touch(shelf, now);
     return true;
   }
@@ -210,7 +211,7 @@ class tensor_shelves {
 
   /// Hardly ever writes: time goes on with misses only.
   void touch(std::uint32_t shelf, std::uint64_t now) noexcept {
-    if (used(shelf).load(relaxed) != now) used(shelf).store(now, relaxed);                 // (k) U: (c) acquired
+    if (used(shelf).load(relaxed) != now) used(shelf).store(now, relaxed);                 // (k) U: (a) acquired
   }
 
   [[nodiscard]] std::uint32_t oldest_of(std::uint32_t from, std::uint32_t to) const noexcept {

@@ -119,6 +119,20 @@ struct relabelled : of_shelves {
   }
 };
 
+/// A shelf with nothing on it gets another label, while somebody is about to put the first thing on it.
+struct relabelled_empty : of_shelves {
+  void thread(unsigned self) override {
+    if (self == 0) {
+      tensor_shelves::contents all = shelves.close(0);
+      own_all(all, first);
+      shelves.label_as(0, second);
+      ORDERLY_EXPECT(put(0, second, 1), "the label is said to have changed");
+      return;
+    }
+    static_cast<void>(put(1, first, 0));
+  }
+};
+
 /// The same, and the other knows the new label: what it gets under that was put there under it.
 struct relabelled_for_both : of_shelves {
   relabelled_for_both() { ORDERLY_EXPECT(put(2, first, 0), "refused"); }
@@ -240,12 +254,13 @@ struct pressed_by_two : of_cache {
   }
 };
 
-const registered<put_and_take> a1("shelves", "put-and-take", {.long_bound = 3});
-const registered<one_stripe> a2("shelves", "one-stripe", {.long_bound = 3});
-const registered<relabelled<0>> b1("shelves", "relabelled", {.long_bound = 3});
-const registered<relabelled<1>> b2("shelves", "relabelled-stream", {.long_bound = 3});
-const registered<relabelled_for_both> b3("shelves", "relabelled-for-both", {.long_bound = 3});
-const registered<emptied_in_use> c1("shelves", "emptied-in-use", {.long_bound = 3});
+const registered<put_and_take> a1("shelves", "put-and-take");
+const registered<one_stripe> a2("shelves", "one-stripe");
+const registered<relabelled<0>> b1("shelves", "relabelled");
+const registered<relabelled<1>> b2("shelves", "relabelled-stream");
+const registered<relabelled_empty> b4("shelves", "relabelled-empty");
+const registered<relabelled_for_both> b3("shelves", "relabelled-for-both");
+const registered<emptied_in_use> c1("shelves", "emptied-in-use");
 const registered<tensor_freed_twice> d1("tensors", "freed-twice", {.long_bound = 3});
 const registered<tensors_taken> d2("tensors", "taken", {.long_bound = 3});
 const registered<pressed> e1("tensors", "pressed", {.long_bound = 2});
