@@ -413,7 +413,7 @@ class tensor_cache::state final : public keeper {
     void* data = nullptr;
     try {
       if (bytes != 0) {
-        data = streams_ != nullptr ? streams_->allocate_in(*in, bytes, alignment_)
+        data = in != nullptr ? streams_->allocate_in(*in, bytes, alignment_)  // of a pool with streams
                : core->aligned_by_granule(alignment_)
                    ? core->allocate_hot(bytes, [&] { return core->allocate_or_throw(bytes, alignment_); })
                    : core->allocate_or_throw(bytes, alignment_);
