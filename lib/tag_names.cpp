@@ -68,7 +68,8 @@ std::uint16_t tag_names::number_of(std::string_view name) noexcept {
 
 const char* tag_names::name_of(std::uint16_t number) const noexcept {
   if (number == other) return "other";
-  const char* const known = number < first || number >= most ? nullptr : names_[number].load(acquire);  // (a)
+  const std::uint32_t place = number;
+  const char* const known = place < first || place >= most ? nullptr : names_[place].load(acquire);  // (a)
   return known == nullptr ? "untagged" : known;
 }
 

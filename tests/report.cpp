@@ -174,6 +174,42 @@ TEST_CASE("figures agree with each other and with the pool; the largest request 
   }
 }
 
+TEST_CASE("what lies in one piece begins where a block would, and ends where a class does") {
+  constexpr std::size_t chunk = 4 * kib;  // so that there are 64 in what is split and merged
+  options o = bounded(64 * mib);
+  o.chunk = chunk;
+  pool tested(o);
+  std::array<void*, 64> blocks{};
+  const auto allocate = [&](std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) blocks[i] = tested.allocate(chunk);
+    std::sort(blocks.begin(), blocks.begin() + static_cast<std::ptrdiff_t>(count));
+  };
+  const auto free = [&](std::size_t first, std::size_t end) {
+    for (std::size_t i = first; i < end; ++i) tested.deallocate(blocks[i], chunk);
+  };
+  // The first chunk of sixteen is not committed, those behind it are.
+  allocate(16);
+  free(0, 1);
+  tested.trim();
+  free(1, 16);
+  tested.defragment();
+  memory_report r = tested.report();
+  CHECK(r.committed == 15 * chunk);
+  CHECK(r.idle == 15 * chunk);
+  CHECK(r.largest_now == 0);
+  CHECK(r.largest_grown > 63 * chunk);
+  // Seventeen of 64 are: a request of as many would get eighteen.
+  tested.trim();
+  allocate(64);
+  free(17, 64);
+  tested.trim();
+  free(0, 17);
+  tested.defragment();
+  r = tested.report();
+  CHECK(r.committed == 17 * chunk);
+  CHECK(r.largest_now == 16 * chunk);
+}
+
 TEST_CASE("half is free, but in no piece: the report says so, and each way out that it names leads out") {
   const auto fill = [](pool& tested, relocatable_blocks& blocks, std::size_t count) {
     std::vector<relocatable> all;
@@ -260,6 +296,23 @@ TEST_CASE("a request that exceeds the capacity or the limit by itself is told so
   CHECK(r.needed == SIZE_MAX);
   REQUIRE(r.find(remedy::raise_capacity) != nullptr);
   CHECK(r.find(remedy::raise_capacity)->bytes == SIZE_MAX);
+}
+
+TEST_CASE("a request that would be refused: what is idle counts towards the limit that it needs, before and after") {
+  const std::size_t enough = 10 * mib;
+  for (const std::size_t limit : {8 * mib, enough - 64 * kib, enough}) {
+    CAPTURE(limit);
+    pool tested(bounded(64 * mib, limit));
+    void* const stays = tested.allocate(4 * mib);
+    tested.deallocate(tested.allocate(4 * mib));
+    for (const memory_report& r : {tested.report(6 * mib), limit == enough ? memory_report() : report_of_refusal(tested, 6 * mib)}) {
+      const memory_report::advice* const advice = r.find(remedy::raise_limit);
+      CHECK((advice == nullptr) == (limit == enough));
+      if (advice != nullptr) CHECK(advice->bytes == enough);
+    }
+    CHECK((tested.try_allocate(6 * mib) != nullptr) == (limit == enough));
+    tested.deallocate(stays);
+  }
 }
 
 TEST_CASE("memory that was there from the start: how much more it takes, and how much of it lies in pieces") {
