@@ -204,7 +204,7 @@ void* allocate(stream_pool& in, std::size_t bytes, std::size_t alignment, stream
   void* const block = in.try_allocate(bytes, alignment, stream);
   if (block != nullptr) [[likely]]
     return block;
-  if ((alignment == 1 || alignment == in.granule()) && in.serves(stream)) {
+  if (std::has_single_bit(alignment) && alignment <= in.granule() && in.serves(stream)) {
     // Rather than an exception with its report: a program may come here often, where memory is short.
     const statistics now = in.stats().memory;
     fail(error::out_of_memory, out_of_memory(bytes, now.committed, now.limit).what());
