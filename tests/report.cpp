@@ -556,12 +556,18 @@ TEST_CASE("the ten tags that hold most") {
 }
 
 TEST_CASE("an alignment counts in what is needed") {
-  pool tested(bounded(64 * mib, 64 * kib));
-  void* const all = tested.allocate(64 * kib);
-  const memory_report r = report_of_refusal(tested, 1000, 64 * kib);
-  CHECK(r.needed == 64 * kib);
-  REQUIRE(r.find(remedy::raise_limit) != nullptr);
-  CHECK(r.find(remedy::raise_limit)->bytes == 128 * kib);
+  constexpr std::size_t capacity = 64 * kib;
+  struct aligned_delete {
+    void operator()(std::byte* bytes) const noexcept { ::operator delete[](bytes, std::align_val_t{capacity}); }
+  };
+  const std::unique_ptr<std::byte[], aligned_delete> buffer(new (std::align_val_t{capacity}) std::byte[capacity]);
+  pool tested(make_fixed_buffer_source(buffer.get(), capacity), bounded(capacity));
+  void* const all = tested.allocate(capacity);
+  CHECK(report_of_refusal(tested, 1000).needed == kib);
+  const memory_report r = report_of_refusal(tested, 1000, capacity);
+  CHECK(r.needed == 4 * kib);  // the length is a multiple of a sixteenth of the alignment
+  REQUIRE(r.find(remedy::more_memory) != nullptr);
+  CHECK(r.find(remedy::more_memory)->bytes == 4 * kib);
   tested.deallocate(all);
 }
 
