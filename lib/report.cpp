@@ -24,20 +24,23 @@ struct size_text {
 /// Counts what it has no room for.
 class writer {
  public:
-  writer(char* text, std::size_t bytes) noexcept : text_(text), bytes_(bytes) {
+  writer(char* text, std::size_t bytes) noexcept : text_(bytes == 0 ? &nowhere_ : text), bytes_(bytes) {
     if (bytes_ != 0) text_[0] = '\0';
   }
+  writer(const writer&) = delete;
+  writer& operator=(const writer&) = delete;
   void add(const char* text) noexcept { add("%s", text); }
   template <class... Values>
     requires(sizeof...(Values) != 0)
   void add(const char* format, Values... values) noexcept {
     const std::size_t at = std::min(length_, bytes_);
-    const int length = std::snprintf(bytes_ == 0 ? nullptr : text_ + at, bytes_ - at, format, values...);
+    const int length = std::snprintf(text_ + at, bytes_ - at, format, values...);
     length_ += static_cast<std::size_t>(std::max(length, 0));
   }
   [[nodiscard]] std::size_t length() const noexcept { return length_; }
 
  private:
+  char nowhere_ = '\0';
   char* text_;
   std::size_t bytes_;
   std::size_t length_ = 0;
