@@ -403,4 +403,88 @@ TEST_CASE("threads use, allocate and free blocks while others are moved") {
   check_idle(tested);
 }
 
+TEST_CASE("who frees a block that another has let go of comes behind its last use") {
+  pool tested(options{.capacity = 4 * mib});
+  relocatable_blocks blocks(tested);
+  findings found;
+  constexpr std::size_t bytes = kib;
+  std::atomic<std::size_t> turn = 0;
+  std::vector<relocatable> shared(scaled(4000), relocatable::none);
+  run_threads(2, [&](std::size_t self) {
+    for (std::size_t round = 0; round < shared.size(); ++round) {
+      if (self == 1) {  // uses what is there; nothing but the pins tells the other when
+        while (turn.load(std::memory_order_acquire) <= round) std::this_thread::yield();
+        if (auto* const words = static_cast<std::uint64_t*>(blocks.pin(shared[round]))) {
+          std::fill_n(words, bytes / 8, round);  // plain, as below
+          found.expect(words[bytes / 8 - 1] == round, "a pinned block was written by another");
+          blocks.unpin(shared[round]);
+        }
+        continue;
+      }
+      shared[round] = blocks.allocate(bytes);
+      turn.store(round + 1, std::memory_order_release);
+      if (round % 2 == 0) std::this_thread::yield();
+      while (blocks.deallocate(shared[round]) == error::pinned) {
+      }
+      void* const again = tested.allocate(bytes);
+      std::fill_n(static_cast<std::uint64_t*>(again), bytes / 8, ~round);
+      found.expect(*static_cast<std::uint64_t*>(again) == ~round, "a block was used after it was freed");
+      tested.deallocate(again, bytes);
+    }
+  });
+  ORDERLY_CHECK_FINDINGS(found);
+}
+
+TEST_CASE("handles are made up while their records are made") {
+  constexpr std::size_t page = 4096;  // records that are made at once
+  constexpr std::size_t count = 16 * page;
+  const auto made_up = [](std::size_t record) { return static_cast<relocatable>(std::uint64_t{1} << 32 | (record + 1)); };
+  pool tested(options{.capacity = 64 * mib});
+  relocatable_blocks blocks(tested);
+  findings found;
+  std::atomic<bool> over = false;
+  std::atomic<std::size_t> looks = 0;  // relaxed, as `over`: they order nothing
+  run_threads(2, [&](std::size_t self) {
+    if (self == 0) {
+      for (std::size_t i = 0; i < count; ++i) {
+        static_cast<void>(blocks.allocate(256));
+        if (i % page != 0) continue;
+        const std::size_t before = looks.load(std::memory_order_relaxed);
+        while (looks.load(std::memory_order_relaxed) == before) std::this_thread::yield();
+      }
+      over.store(true, std::memory_order_relaxed);
+      return;
+    }
+    while (!over.load(std::memory_order_relaxed)) {
+      for (std::size_t record = 0; record < count; record += page) {
+        const std::size_t bytes = blocks.size(made_up(record));
+        found.expect(bytes == 0 || bytes == 256, bytes, " bytes of a record that is just being made");
+      }
+      looks.fetch_add(1, std::memory_order_relaxed);
+    }
+  });
+  ORDERLY_CHECK_FINDINGS(found);
+  CHECK(blocks.size(made_up(count - 1)) == 256);
+}
+
+TEST_CASE("runs begin while the first block's record is made") {
+  pool tested(options{.capacity = 4 * mib});
+  for (std::size_t round = 0; round < scaled(400); ++round) {
+    relocatable_blocks blocks(tested);
+    relocatable block = relocatable::none;
+    std::atomic<bool> over = false;
+    run_threads(2, [&](std::size_t self) {
+      if (self == 0) {
+        block = blocks.allocate(1000);
+        over.store(true, std::memory_order_relaxed);
+      } else {
+        while (!over.load(std::memory_order_relaxed)) blocks.begin();
+      }
+    });
+    CHECK(blocks.end().moves == 0);
+    CHECK(blocks.deallocate(block) == error::none);
+  }
+  check_idle(tested);
+}
+
 }  // TEST_SUITE

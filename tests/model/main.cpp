@@ -85,7 +85,8 @@ void on_assertion(const doctest::AssertData& of) {
   }
   const unsigned usual = std::getenv("ORDERLY_TEST_LONG") != nullptr ? of.of.long_bound : of.of.short_bound;
   const unsigned bound = asked.bound >= 0 ? static_cast<unsigned>(asked.bound) : usual;
-  const unsigned stale = asked.stale >= 0 ? static_cast<unsigned>(asked.stale) : std::min(bound, of.of.stale);
+  const unsigned own = of.of.stale == ~0U ? bound : of.of.stale;
+  const unsigned stale = asked.stale >= 0 ? static_cast<unsigned>(asked.stale) : own;
   limits within{.preemptions = bound, .stale = stale, .sleeping = asked.sleeping, .merging = asked.merging};
   if (asked.compare) {
     std::vector<std::uint64_t> with;

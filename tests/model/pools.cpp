@@ -398,6 +398,35 @@ struct grow_refused : of_pool {
   }
 };
 
+/// At the soft limit what lies in caches moves before more is committed, while another takes and gives.
+struct soft_limit : of_pool {
+  static constexpr std::size_t soft = 3;  ///< chunks: of the block that is kept, of the other thread's, and one
+  void* block = nullptr;
+  soft_limit() {
+    options settings = silent();
+    settings.soft_limit = soft * 2 * granule;
+    tested = virtual_pool(book, 2, soft + 2, settings);
+    kept = tested->allocate(2 * granule);
+    make_fronts(2);
+    block = set_up(1, 1);
+    void* const whole = set_up(0, 2);
+    as_thread(0, [&] { free(whole, 2, 0); });  // its cache has the chunk
+    ORDERLY_EXPECT(tested->stats().committed == soft * 2 * granule, "the setup commits %zu", tested->stats().committed);
+  }
+  void thread(unsigned self) override {
+    if (self == 1) return free_sized(block, 1, 1);
+    void* const one = must_allocate(1, 0);  // beside the other thread's
+    void* const another = must_allocate(1, 0);
+    free_sized(one, 1, 0);
+    free_sized(another, 1, 0);
+  }
+  void check() override {
+    ORDERLY_EXPECT(tested->stats().peak_committed <= soft * 2 * granule, "%zu bytes were committed, and a cache had enough",
+                   tested->stats().peak_committed);
+    check_idle();
+  }
+};
+
 /// A trim takes what is free and cached, while another takes and gives.
 struct trim : of_pool {
   trim() {
@@ -653,6 +682,7 @@ const registered<pool_ends> g3("exit", "pool-ends", small_exiting);
 const registered<grow> h1("growth", "grow", usual);
 const registered<grow_refused> h2("growth", "grow-refused", usual);
 const registered<trim> h3("growth", "trim", usual);
+const registered<soft_limit> h4("growth", "soft-limit", usual);
 
 const registered<one_for_two> i1("history", "one-for-two", usual);
 const registered<pair_or_two> i2("history", "pair-or-two", usual);

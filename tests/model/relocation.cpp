@@ -237,6 +237,39 @@ struct resized : of_blocks {
   }
 };
 
+/// A block's address becomes one of the pool's own, and its record another block's, in another chunk: a run that sees the
+/// new handle beside the old address moves neither.
+struct changed_hands : of_blocks {
+  relocatable old = relocatable::none;  ///< of the third chunk, which could be emptied into the first
+  void* own = nullptr;
+  relocatable third = relocatable::none;
+  changed_hands() {
+    as_thread(1, [this] {
+      std::map<std::size_t, relocatable> rest;  // by granule
+      for (relocatable each = blocks->allocate(granule); each != relocatable::none; each = blocks->try_allocate(granule)) {
+        rest[owners::granule_of(blocks->pin(each))] = each;
+        blocks->unpin(each);
+      }
+      old = rest.at(4);
+      for (const std::size_t at : {7U, 6U, 5U, 1U, 3U}) static_cast<void>(blocks->deallocate(rest.at(at)));
+    });
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return move_all();
+    static_cast<void>(blocks->deallocate(old));
+    own = tested->allocate(granule);
+    third = blocks->allocate(granule);
+  }
+  void check() override {
+    ORDERLY_EXPECT(tested->owns(own), "a block of the pool's own is freed");
+    put(third, 8);
+    ORDERLY_EXPECT(has(third, 8) && has(first, signed_by), "the contents are lost");
+    tested->deallocate(own, granule);
+    check_idle();
+    ORDERLY_EXPECT(tested->stats().bad_frees == 0, "a block was freed twice");
+  }
+};
+
 /// A run begins while blocks come and go.
 struct planned_in_use : of_blocks {
   void thread(unsigned self) override {
@@ -519,6 +552,10 @@ const registered<freed_in_use> b2("relocation", "freed-in-use");
 const registered<taken_at_once> c1("relocation", "taken-at-once");
 const registered<made_up> c2("relocation", "made-up");
 const registered<planned_and_taken> d2("relocation", "planned-and-taken", {.long_bound = 2});
+// With the barrier a pass shows the step all that came before the plan. Three loads see what was there before: those of
+// the address, and of the size in between.
+const registered<changed_hands> e3("relocation", "changed-hands-without-barrier",
+                                   {.long_bound = 2, .short_bound = 1, .stale = 3, .barrier = false});
 const registered<renamed> e1("relocation", "renamed", {.long_bound = 2});
 const registered<resized> e2("relocation", "resized", {.long_bound = 2});
 const registered<planned_in_use> d1("relocation", "planned-in-use", {.long_bound = 2});
