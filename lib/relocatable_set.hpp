@@ -257,7 +257,7 @@ class relocatable_set : public registered_pool {
   /// Pre: the mutex of the table.
   [[nodiscard]] bool add_page() noexcept {
     if (page_count_ == most_pages) return false;
-    Record* const page = new (std::nothrow) Record[records_per_page];
+    auto* const page = new (std::nothrow) Record[records_per_page];
     if (page == nullptr) return false;
     const std::uint32_t first = page_count_ * records_per_page;
     for (std::uint32_t i = 0; i < records_per_page; ++i) {

@@ -139,7 +139,10 @@ struct set_bench : bench {
   }
 };
 
-/// The work in the streams refers to the findings, so streams go first; members go in reverse.
+[[nodiscard]] bool moved_by(const std::vector<relocation>& moves, const kept& each) {
+  return std::ranges::any_of(moves, [&](const relocation& m) { return m.block == each.block; });
+}
+
 std::size_t move_all(relocatable_stream_blocks& blocks, stream_handle in, const relocation_limits& limits = {}) {
   blocks.begin(limits);
   std::size_t moved = 0;
@@ -247,21 +250,22 @@ TEST_CASE("each step may have a stream of its own, also one that uses the blocks
 }
 
 TEST_CASE("whoever uses a block of an earlier step waits for that one's copies as well") {
-  set_bench b(3, 16 * mib, 4 * mib);
+  set_bench b(1, 16 * mib, 4 * mib);
+  software_stream first_copies(b.device);
+  software_stream second_copies(b.device);
   std::vector<kept> half = b.fill_half(4096);
   CHECK(b.tested->synchronize());
   b.blocks->begin({.moves = 50});
-  const auto first = b.blocks->step(b[0]);
-  const auto second = b.blocks->step(b[1]);
+  const auto first = b.blocks->step(first_copies.handle());
+  const auto second = b.blocks->step(second_copies.handle());
   REQUIRE(first.size() == 50);
   REQUIRE(second.size() == 50);
-  for (kept& each : half) {
-    const auto is_it = [&](const relocation& m) { return m.block == each.block; };
-    // The order of the moves is all there is.
-    if (std::ranges::any_of(first, is_it) || std::ranges::any_of(second, is_it)) CHECK(b.use_as_ordered(each, 2));
-  }
-  CHECK(b.stream[2].synchronize());  // runs no more than it waits for
+  for (kept& each : half)
+    if (moved_by(first, each) || moved_by(second, each)) CHECK(b.use(each, 0));
+  CHECK(b.stream[0].synchronize());  // runs no more than it waits for
   ORDERLY_CHECK_FINDINGS(b.found);
+  CHECK(b.tested->release_stream(first_copies.handle()));
+  CHECK(b.tested->release_stream(second_copies.handle()));
   b.check_end(half);
 }
 
@@ -288,8 +292,9 @@ TEST_CASE("old places are not used again before the copies, whoever takes them")
 }
 
 TEST_CASE("blocks go to where other streams are still at work, behind that work") {
-  set_bench b(2, 16 * mib, 4 * mib);
+  set_bench b(1, 16 * mib, 4 * mib);
   software_stream copies(b.device);
+  software_stream late(b.device);
   std::vector<kept> all = b.fill_half(4096);
   CHECK(b.tested->synchronize());
   std::vector<kept> half;
@@ -298,50 +303,51 @@ TEST_CASE("blocks go to where other streams are still at work, behind that work"
       half.push_back(all[i]);
       continue;
     }
-    CHECK(b.use(all[i], 1));  // it writes late
-    CHECK(b.blocks->deallocate(all[i].block, b[1]) == error::none);
+    void* const address = b.blocks->pin(all[i].block, late.handle());
+    enqueue_use(late, address, 4096, 0, 77, b.found);
+    b.blocks->unpin(all[i].block, late.handle());
+    CHECK(b.blocks->deallocate(all[i].block, late.handle()) == error::none);
   }
-  for (const kept& each : half) {  // in the other half's chunks, and in no stream but 0
-    CHECK(b.blocks->pin(each.block, b[0]) != nullptr);
-    b.blocks->unpin(each.block, b[0]);
-  }
-  CHECK(b.tested->try_allocate(3 * mib, b[0]) == nullptr);  // what was freed is everybody's from now on, behind an event
+  // What was freed is everybody's from now on, behind an event. The stream that wants it waits, and no other.
+  software_stream greedy(b.device);
+  CHECK(b.tested->try_allocate(3 * mib, greedy.handle()) == nullptr);
   b.blocks->begin();
   const auto moves = b.blocks->step(copies.handle());
   REQUIRE(moves.size() > 100);
-  for (kept& each : half) {
-    if (std::ranges::any_of(moves, [&](const relocation& m) { return m.block == each.block; }))
-      CHECK(b.use_as_ordered(each, 0));
-  }
+  for (kept& each : half)
+    if (moved_by(moves, each)) CHECK(b.use(each, 0));
   CHECK(b.stream[0].synchronize());  // runs no more than it waits for
-  CHECK(b.device.driver()->synchronize_all());
+  CHECK(late.synchronize());         // which must have been done by then
+  CHECK(b.tested->release_stream(greedy.handle()));
   CHECK(b.tested->release_stream(copies.handle()));
+  CHECK(b.tested->release_stream(late.handle()));
   b.check_end(half);
 }
 
 TEST_CASE("a block may be unpinned in another stream than it was pinned for, if that comes behind") {
-  set_bench b(3, 16 * mib, 4 * mib);
+  set_bench b(1, 16 * mib, 4 * mib);
+  software_stream copies(b.device);
+  software_stream other(b.device);
   std::vector<kept> half = b.fill_half(4096);
   CHECK(b.tested->synchronize());
-  CHECK(b.device.driver()->synchronize_all());
+  order(*b.device.driver(), b[0], other.handle());
   for (kept& each : half) {
     void* const address = b.blocks->pin(each.block, b[0]);
-    order(*b.device.driver(), b[0], b[1]);
     const std::uint64_t next = 1 + (++b.uses << 24);
-    enqueue_use(b.stream[1], address, 4096, each.seed, next, b.found);
-    b.blocks->unpin(each.block, b[1]);
+    enqueue_use(other, address, 4096, each.seed, next, b.found);
+    b.blocks->unpin(each.block, other.handle());
     each.seed = next;
-    each.in = 1;
   }
   b.blocks->begin();
-  const auto moves = b.blocks->step(b[0]);
+  const auto moves = b.blocks->step(copies.handle());
   REQUIRE(moves.size() > 100);
-  for (kept& each : half) {
-    if (std::ranges::any_of(moves, [&](const relocation& m) { return m.block == each.block; }))
-      CHECK(b.use_as_ordered(each, 2));
-  }
-  CHECK(b.stream[2].synchronize());  // runs no more than it waits for
+  for (kept& each : half)
+    if (moved_by(moves, each)) CHECK(b.use(each, 0));
+  CHECK(b.stream[0].synchronize());  // runs no more than it waits for
   ORDERLY_CHECK_FINDINGS(b.found);
+  CHECK(other.synchronize());
+  CHECK(b.tested->release_stream(copies.handle()));
+  CHECK(b.tested->release_stream(other.handle()));
   b.check_end(half);
 }
 
@@ -481,8 +487,7 @@ TEST_CASE("a stream that has ended is waited for like one that is there, until i
     if (!safe) CHECK(b.tested->release_stream(copies.handle()));
     copies = software_stream(b.device);
     for (kept& each : half) {
-      const bool moved = std::ranges::any_of(moves, [&](const relocation& m) { return m.block == each.block; });
-      if (moved) CHECK(b.use_as_ordered(each, 0));
+      if (moved_by(moves, each)) CHECK(b.use_as_ordered(each, 0));
     }
     CHECK(b.stream[0].synchronize());  // runs no more than it waits for
     ORDERLY_CHECK_FINDINGS(b.found);
@@ -704,8 +709,7 @@ TEST_CASE("in a per-thread stream each use leaves an event, by which others move
     }).join();
     for (kept& each : half) {
       each.in = 0;
-      const bool moved = std::ranges::any_of(moves, [&](const relocation& m) { return m.block == each.block; });
-      if (moved) CHECK(b.use_as_ordered(each, 0));
+      if (moved_by(moves, each)) CHECK(b.use_as_ordered(each, 0));
     }
     CHECK(b.stream[0].synchronize());  // runs no more than it waits for
     ORDERLY_CHECK_FINDINGS(b.found);
