@@ -455,6 +455,26 @@ struct copied_in_two : of_stream_blocks {
   void check() override { check_all(as_signed); }
 };
 
+/// A stream copies, and another thread uses in it what an earlier step has copied in another stream.
+struct copying_and_using : of_stream_blocks {
+  relocatable moved = relocatable::none;
+  copying_and_using() : of_stream_blocks({.moves = 1}) {
+    as_thread(1, [&] { static_cast<void>(has(block[0], 0, signed_by)); });
+    streams->order(at(0), at(1));
+    as_thread(2, [&] { moved = blocks->step(at(2)).front().block; });
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(blocks->step(at(0)));
+    put(moved, 0, 12);
+  }
+  void check() override {
+    std::array<int, 4> values = as_signed;
+    values[static_cast<std::size_t>(std::find(block.begin(), block.end(), moved) - block.begin())] = 12;
+    streams->order(at(0), at(4));
+    check_all(values);
+  }
+};
+
 /// A stream ends in which the blocks were used.
 struct copied_and_released : of_stream_blocks {
   bool moved = false;
@@ -536,10 +556,17 @@ struct old_place_taken : of_stream_blocks {
   }
 };
 
-/// A stream that was never seen before is noted by two threads at once, when a block that it uses was copied.
+/// A stream that was never seen before is noted by two threads at once, when blocks that it uses were copied. The one whose
+/// lane it has had waited for the copies.
 struct noted_by_two : of_stream_blocks {
   noted_by_two() {
     as_thread(2, [&] { static_cast<void>(blocks->step(at(0))); });
+    as_thread(2, [&] {
+      ORDERLY_EXPECT(blocks->pin(block[2], at(3)) != nullptr, "a live block cannot be pinned");
+      blocks->unpin(block[2], at(3));
+      ORDERLY_EXPECT(tested->release_stream(at(3)), "an event is refused");
+    });
+    streams->names[3].store(2, relaxed);
     streams->order(at(1), at(3));
   }
   void thread(unsigned self) override { put(block[2 + self], 3, 10 + static_cast<int>(self)); }
@@ -567,6 +594,7 @@ const registered<copied_and_freed> g1("relocation", "copied-and-freed", {.long_b
 const registered<copied_and_freed_twice> g2("relocation", "copied-and-freed-twice", {.long_bound = 2});
 const registered<copied_unused> g3("relocation", "copied-unused", {.long_bound = 2});
 const registered<copied_in_two> h1("relocation", "copied-in-two", {.long_bound = 2});
+const registered<copying_and_using> h3("relocation", "copying-and-using", {.long_bound = 2});
 const registered<old_place_taken> h2("relocation", "old-place-taken", {.long_bound = 2});
 const registered<copied_and_released> i1("relocation", "copied-and-released", {.long_bound = 2});
 const registered<copier_released> i2("relocation", "copier-released", {.long_bound = 2});
