@@ -151,7 +151,7 @@ TEST_CASE("the calls of each operation") {
   const int sent = 7;
   int arrived = 0;
   CHECK(calls_of([&] { CHECK(driver->copy(fresh.stream, &arrived, &sent, sizeof sent)); }) ==
-        names{"cudaStreamGetCaptureInfo", "cudaMemcpyAsync"});
+        names{"cudaStreamGetCaptureInfo", "cudaPointerGetAttributes", "cudaMemcpyAsync"});
   CHECK(arrived == 7);
 }
 
@@ -199,6 +199,8 @@ TEST_CASE("a failure of orderly's own is cleared, an earlier error stays, and th
   set_last_error(cudaSuccess);
   stand_in.failures["cudaMemcpyAsync"] = cudaErrorInvalidValue;
   char copied = 0;
+  CHECK_FALSE(driver->copy(fresh.stream, &copied, "7", 1));
+  stand_in.failures["cudaPointerGetAttributes"] = cudaErrorInvalidValue;
   CHECK_FALSE(driver->copy(fresh.stream, &copied, "7", 1));
   CHECK(cudaPeekAtLastError() == cudaSuccess);
   stand_in.failures["cudaStreamWaitEvent"] = cudaErrorIllegalAddress;

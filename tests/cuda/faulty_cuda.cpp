@@ -248,6 +248,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   return ORDERLY_PERFORM(cudaMemcpyAsync, to, from, bytes, kind, stream);
 }
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
+  return ORDERLY_PERFORM(cudaLaunchHostFunc, stream, function, data);
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* of, const void* address) {
+  return ORDERLY_PERFORM(cudaPointerGetAttributes, of, address);
+}
 cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t stream) {
   return ORDERLY_PERFORM(cudaMemsetAsync, at, value, bytes, stream);
 }

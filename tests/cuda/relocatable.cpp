@@ -125,6 +125,15 @@ TEST_CASE("blocks move while their streams stand still; the calls return at once
   CHECK(tested.synchronize());
   const std::size_t committed = tested.stats().memory.committed;
   {
+    // What CUDA loads for these, it loads now: a device that stands still would hold it up.
+    write(*blocks, live[0], user.get(), 200);
+    void* const to = blocks->pin(live[1], user.get());
+    REQUIRE(cudaMemcpyAsync(to, blocks->pin(live[0], user.get()), 250 * kib, cudaMemcpyDefault, user.get()) == cudaSuccess);
+    read_ends(*blocks, live[1], user.get(), seen.at(0));
+    blocks->unpin(live[0], user.get());
+    blocks->unpin(live[1], user.get());
+    CHECK(cudaStreamSynchronize(user.get()) == cudaSuccess);
+    CHECK(*seen.at(1) == 200);
     gate held(user.get());
     for (std::size_t i = 0; i < live.size(); ++i) write(*blocks, live[i], user.get(), static_cast<int>(i + 1));
     blocks->begin({.bytes = 4 * mib});
@@ -257,16 +266,18 @@ TEST_CASE("the driver copies in each kind of memory, behind what is in the strea
                                     : make_cuda_managed_source(0, bytes);
     auto* const memory = static_cast<unsigned char*>(source->reserve(bytes, 256));
     REQUIRE(memory != nullptr);
+    // What CUDA loads for these, it loads now: a device that stands still would hold it up.
     REQUIRE(cudaMemsetAsync(memory, 7, bytes, in.get()) == cudaSuccess);
+    CHECK(driver->copy(in.get(), memory + mib, memory, mib));
     REQUIRE(cudaStreamSynchronize(in.get()) == cudaSuccess);
     {
       gate held(in.get());
       REQUIRE(cudaMemsetAsync(memory, 9, mib, in.get()) == cudaSuccess);
-      CHECK(driver->copy(in.get(), memory + mib, memory, mib));
-      REQUIRE(cudaMemcpyAsync(seen.at(0), memory + bytes - 1, 1, cudaMemcpyDefault, in.get()) == cudaSuccess);
-      CHECK(*seen.at(0) == 0);
+      CHECK(driver->copy(in.get(), memory + mib, memory, mib));  // for ever, if it waited
       held.open();
     }
+    REQUIRE(cudaStreamSynchronize(in.get()) == cudaSuccess);
+    REQUIRE(cudaMemcpyAsync(seen.at(0), memory + bytes - 1, 1, cudaMemcpyDefault, in.get()) == cudaSuccess);
     REQUIRE(cudaStreamSynchronize(in.get()) == cudaSuccess);
     CHECK(*seen.at(0) == 9);
     REQUIRE(cudaStreamBeginCapture(in.get(), cudaStreamCaptureModeThreadLocal) == cudaSuccess);

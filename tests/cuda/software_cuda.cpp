@@ -120,7 +120,7 @@ class machine {
     const std::lock_guard hold(mutex_);
     return free_on(device);
   }
-  cudaError_t allocate(void** address, std::size_t bytes) {
+  cudaError_t allocate(void** address, std::size_t bytes, bool on_host) {
     const std::lock_guard hold(mutex_);
     ++stand_in.allocations;
     if (bytes == 0 || bytes > free_on(current_device)) return cudaErrorMemoryAllocation;
@@ -128,6 +128,7 @@ class machine {
     if (*address == nullptr) return cudaErrorMemoryAllocation;
     blocks_[*address] = bytes;
     device_of_[*address] = current_device;
+    if (on_host) host_blocks_.insert(*address);
     count_made(cuda_thing::block);
     return cudaSuccess;
   }
@@ -136,9 +137,17 @@ class machine {
     const std::lock_guard hold(mutex_);
     if (blocks_.erase(address) == 0) return cudaErrorInvalidValue;
     device_of_.erase(address);
+    host_blocks_.erase(address);
     std::free(address);
     count_gone(cuda_thing::block);
     return cudaSuccess;
+  }
+  /// Is it page-locked memory of the host?
+  bool is_on_host(const void* address) {
+    const std::lock_guard hold(mutex_);
+    auto block = blocks_.upper_bound(const_cast<void*>(address));
+    return block != blocks_.begin() && address < static_cast<std::byte*>((--block)->first) + block->second &&
+           host_blocks_.contains(block->first);
   }
   CUresult find_block(CUdeviceptr* base, std::size_t* bytes, CUdeviceptr of) {
     const std::lock_guard hold(mutex_);
@@ -232,6 +241,7 @@ class machine {
   std::map<cudaStream_t, std::shared_ptr<orderly::software_stream>> streams_;
   std::map<std::pair<int, bool>, std::shared_ptr<orderly::software_stream>> defaults_;
   std::map<void*, std::size_t> blocks_;
+  std::set<void*> host_blocks_;  ///< of these
   std::map<const void*, int> device_of_;
   std::map<cudaStream_t, running_capture> captures_;
   unsigned long long captures_made_ = 0;
@@ -280,9 +290,9 @@ cudaError_t enqueue(const char* function, cudaStream_t handle, const Work& work)
   });
 }
 
-cudaError_t allocate(const char* function, void** address, std::size_t bytes) {
+cudaError_t allocate(const char* function, void** address, std::size_t bytes, bool on_host = false) {
   machine::get().unsafe();
-  return perform(function, [&] { return machine::get().allocate(address, bytes); });
+  return perform(function, [&] { return machine::get().allocate(address, bytes, on_host); });
 }
 cudaError_t free_block(const char* function, void* address) {
   machine::get().unsafe();
@@ -468,7 +478,7 @@ cudaError_t cudaGetDriverEntryPoint(const char* name, void** address, unsigned l
 
 cudaError_t cudaMalloc(void** address, std::size_t bytes) { return allocate("cudaMalloc", address, bytes); }
 cudaError_t cudaHostAlloc(void** address, std::size_t bytes, unsigned) {
-  return allocate("cudaHostAlloc", address, bytes);
+  return allocate("cudaHostAlloc", address, bytes, true);
 }
 cudaError_t cudaMallocManaged(void** address, std::size_t bytes, unsigned) {
   return allocate("cudaMallocManaged", address, bytes);
@@ -587,7 +597,23 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   if (kind != cudaMemcpyDefault) return answer(cudaErrorInvalidMemcpyDirection);
-  return enqueue("cudaMemcpyAsync", stream, [=] { std::memcpy(to, from, bytes); });
+  // Between host memory it is not asynchronous at all.
+  const bool waits = machine::get().is_on_host(to) && machine::get().is_on_host(from);
+  return in_stream("cudaMemcpyAsync", stream, [&](orderly::software_stream& in) {
+    in.enqueue([=] { std::memcpy(to, from, bytes); });
+    if (waits) static_cast<void>(in.synchronize());
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
+  return enqueue("cudaLaunchHostFunc", stream, [=] { function(data); });
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* of, const void* address) {
+  return perform("cudaPointerGetAttributes", [&] {
+    *of = {};
+    of->type = machine::get().is_on_host(address) ? cudaMemoryTypeHost : cudaMemoryTypeDevice;
+    return cudaSuccess;
+  });
 }
 cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
   return enqueue("cudaMemsetAsync", stream, [=] { std::memset(to, value, bytes); });
@@ -611,8 +637,4 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   delete graph;
   return cudaSuccess;
 }
-cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
-  return enqueue("cudaLaunchHostFunc", stream, [=] { function(data); });
-}
-
 }  // extern "C"
