@@ -357,7 +357,8 @@ TEST_CASE("a recorded stream keeps a freed block from its owner's next work") {
 
 TEST_CASE("figures of a device's pool, and of none") {
   run("8M", [] {
-    orderly_torch_stats stats{.requested = 1};
+    orderly_torch_stats stats{};
+    stats.requested = 1;
     EXPECT(orderly_torch_memory_stats(0, &stats) == 1);
     EXPECT(stats.requested == 0 && stats.capacity == 0);
     EXPECT(orderly_torch_memory_stats(-1, &stats) == 1);
