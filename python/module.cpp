@@ -6,6 +6,7 @@
 #include "hooks.hpp"
 #include "numpy.hpp"
 #include "pools.hpp"
+#include "replay.hpp"
 #include "streams.hpp"
 #include "tensor.hpp"
 
@@ -25,4 +26,5 @@ NB_MODULE(_core, m) {
   orderly::python::bind_pools(m);
   orderly::python::bind_hooks(m);
   orderly::python::bind_numpy(m);
+  orderly::python::bind_replay(m);
 }

@@ -1,0 +1,167 @@
+"""What an allocation costs from Python, and what a pool does for a program in PyTorch.
+
+    python -m orderly.bench              empty and drop: orderly, NumPy, PyTorch, 1 and 4 threads
+    python -m orderly.bench --model      a convolutional network served by threads, with the pool and without
+
+Everything is measured in one run, turn by turn; a figure is the median of the turns.
+"""
+
+import argparse
+import json
+import os
+import queue
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+from . import MemoryPool, TensorCache
+
+SHAPE = (1024, 1024)  # of bytes: 1 MiB
+
+
+def _makers():
+    """Name and a function that allocates a tensor and drops it, n times."""
+    pool = MemoryPool(capacity=1 << 30)
+    cache = TensorCache(pool)
+
+    def loop(empty, dtype):
+        def run(count):
+            for _ in range(count):
+                empty(SHAPE, dtype)
+        return run
+
+    makers = [('orderly', loop(pool.empty, 'uint8')), ('orderly, cache', loop(cache.empty, 'uint8'))]
+    try:
+        import numpy
+        makers.append(('numpy', loop(numpy.empty, 'uint8')))
+    except ImportError:
+        pass
+    try:
+        import torch
+
+        def run(count):
+            for _ in range(count):
+                torch.empty(SHAPE, dtype=torch.uint8)
+        makers.append(('torch', run))
+    except ImportError:
+        pass
+    return makers
+
+
+def _rate(run, threads, count):
+    """Allocations a second of all threads together."""
+    started = [threading.Thread(target=run, args=(count // threads,)) for _ in range(threads)]
+    start = time.perf_counter()
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+    return count // threads * threads / (time.perf_counter() - start)
+
+
+def measure(threads=(1, 4), turns=9, count=20_000):
+    """Million allocations a second, by name and number of threads: medians of the turns."""
+    rates = {}
+    makers = _makers()
+    for _ in range(turns):
+        for name, run in makers:
+            for number in threads:
+                rates.setdefault(name, {}).setdefault(number, []).append(_rate(run, number, count))
+    return {name: {number: statistics.median(all_of) / 1e6 for number, all_of in each.items()} for name, each in rates.items()}
+
+
+def _serve(with_pool, threads, requests):
+    """The program that is measured; prints what it took."""
+    import torch
+
+    if with_pool:
+        import orderly.torch
+        orderly.torch.enable(device='cpu')
+    torch.set_num_threads(1)
+    torch.manual_seed(7)
+    layers = torch.nn
+    model = layers.Sequential(
+        layers.Conv2d(3, 32, 3, padding=1), layers.ReLU(), layers.Conv2d(32, 32, 3, padding=1), layers.ReLU(),
+        layers.MaxPool2d(2), layers.Conv2d(32, 64, 3, padding=1), layers.ReLU(), layers.AdaptiveAvgPool2d(4),
+        layers.Flatten(), layers.Linear(1024, 100)).eval()
+    chance, waiting = random.Random(1), queue.SimpleQueue()
+    for _ in range(requests):
+        waiting.put((chance.randrange(1, 9), chance.choice((96, 128, 160, 192))))
+
+    def work():
+        with torch.inference_mode():
+            while True:
+                try:
+                    images, edge = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                model(torch.full((images, 3, edge, edge), 0.5)).softmax(1)
+
+    before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({'seconds': seconds, 'page faults': after.ru_minflt - before.ru_minflt,
+                      'processor seconds': after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+                      'peak MiB': after.ru_maxrss / 1024}))
+
+
+def compare_model(turns=3, threads=3, requests=60):
+    """Figures of the program with PyTorch's allocator and with the pool: medians of the turns."""
+    taken = {}
+    for _ in range(turns):
+        for name in ('default', 'orderly'):
+            command = [sys.executable, '-m', 'orderly.bench', '--serve', name, '--threads', str(threads), '--requests',
+                       str(requests)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False,
+                                  env=dict(os.environ, OMP_NUM_THREADS='1'))
+            if done.returncode != 0:
+                raise RuntimeError(done.stderr)
+            for figure, value in json.loads(done.stdout.splitlines()[-1]).items():
+                taken.setdefault(name, {}).setdefault(figure, []).append(value)
+    return {name: {figure: statistics.median(values) for figure, values in figures.items()} for name, figures in taken.items()}
+
+
+def _table(rows):
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print('  '.join(cell.ljust(width) if column == 0 else cell.rjust(width)
+                        for column, (cell, width) in enumerate(zip(row, widths))))
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog='python -m orderly.bench', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', action='store_true', help='a program in PyTorch, with the pool and without')
+    parser.add_argument('--turns', type=int, help='how often each is measured')
+    parser.add_argument('--threads', type=int, default=3, help='of the program in PyTorch')
+    parser.add_argument('--requests', type=int, default=60, help='to the program in PyTorch')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+    parser.add_argument('--serve', choices=('default', 'orderly'), help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.serve:
+        return _serve(given.serve == 'orderly', given.threads, given.requests)
+    if given.model:
+        figures = compare_model(given.turns or 3, given.threads, given.requests)
+        if given.json:
+            return print(json.dumps(figures))
+        names = list(figures['default'])
+        return _table([['', *names]] + [[name, *(f'{each[figure]:,.2f}' if figure.endswith('seconds') else f'{each[figure]:,.0f}'
+                                                 for figure in names)] for name, each in figures.items()])
+    rates = measure(turns=given.turns or 9)
+    if given.json:
+        return print(json.dumps(rates))
+    print('1 MiB, empty and drop: million a second, all threads together')
+    return _table([['', '1 thread', '4 threads']] + [[name, *(f'{each[number]:.2f}' for number in (1, 4))]
+                                                     for name, each in rates.items()])
+
+
+if __name__ == '__main__':
+    main()
