@@ -40,7 +40,8 @@ constexpr std::array types{
 const element_type* find(std::string_view name) {
   for (const element_type& type : types) {
     if (name == type.name) return &type;
-    if (type.array_interface != nullptr && (name == type.array_interface || name == type.array_interface + 1)) return &type;
+    if (type.array_interface != nullptr && (name == type.array_interface || name == type.array_interface + 1))
+      return &type;
   }
   return nullptr;
 }
@@ -79,7 +80,8 @@ const element_type& element_type_of(nb::handle named) {
   if (PyErr_Occurred() != nullptr) throw nb::python_error();
   const element_type* const type = read(named);
   if (type == nullptr)
-    raise(PyExc_TypeError, "dtype %s is none that orderly knows: bool, uint8 to uint64, int8 to int64, float16, bfloat16, "
+    raise(PyExc_TypeError,
+          "dtype %s is none that orderly knows: bool, uint8 to uint64, int8 to int64, float16, bfloat16, "
           "float32, float64, complex64, complex128, or NumPy's and PyTorch's names for them, in native byte order",
           nb::cast<std::string>(nb::repr(named)).c_str());
   const nb::int_ index(type - types.data());

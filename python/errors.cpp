@@ -65,32 +65,52 @@ void raise(PyObject* type, const char* format, ...) {
 
 const char* name_of(error code) noexcept {
   switch (code) {
-    case error::none: return "none";
-    case error::invalid_argument: return "invalid_argument";
-    case error::out_of_memory: return "out_of_memory";
-    case error::source_failed: return "source_failed";
-    case error::stream_failed: return "stream_failed";
-    case error::double_free: return "double_free";
-    case error::interior_pointer: return "interior_pointer";
-    case error::foreign_pointer: return "foreign_pointer";
-    case error::misaligned_pointer: return "misaligned_pointer";
-    case error::size_mismatch: return "size_mismatch";
-    case error::wrong_pool: return "wrong_pool";
-    case error::pool_gone: return "pool_gone";
-    case error::stale_handle: return "stale_handle";
-    case error::pinned: return "pinned";
+    case error::none:
+      return "none";
+    case error::invalid_argument:
+      return "invalid_argument";
+    case error::out_of_memory:
+      return "out_of_memory";
+    case error::source_failed:
+      return "source_failed";
+    case error::stream_failed:
+      return "stream_failed";
+    case error::double_free:
+      return "double_free";
+    case error::interior_pointer:
+      return "interior_pointer";
+    case error::foreign_pointer:
+      return "foreign_pointer";
+    case error::misaligned_pointer:
+      return "misaligned_pointer";
+    case error::size_mismatch:
+      return "size_mismatch";
+    case error::wrong_pool:
+      return "wrong_pool";
+    case error::pool_gone:
+      return "pool_gone";
+    case error::stale_handle:
+      return "stale_handle";
+    case error::pinned:
+      return "pinned";
   }
   return "unknown";
 }
 
 const char* name_of(block_state state) noexcept {
   switch (state) {
-    case block_state::none: return "none";
-    case block_state::free: return "free";
-    case block_state::cached: return "cached";
-    case block_state::live: return "live";
-    case block_state::owned: return "owned";
-    case block_state::split: return "split";
+    case block_state::none:
+      return "none";
+    case block_state::free:
+      return "free";
+    case block_state::cached:
+      return "cached";
+    case block_state::live:
+      return "live";
+    case block_state::owned:
+      return "owned";
+    case block_state::split:
+      return "split";
   }
   return "unknown";
 }

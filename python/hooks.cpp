@@ -121,9 +121,10 @@ class recorder {
     std::tm local{};
     localtime_r(&seconds, &local);
     char line[128];
-    const int length = std::snprintf(line, sizeof line, "%d,%02d:%02d:%02d.%06d,%s,0x%zx,%zu,0x0\n", each.thread,
-                                     local.tm_hour, local.tm_min, local.tm_sec, static_cast<int>(micros),
-                                     names[static_cast<unsigned>(each.what)], reinterpret_cast<std::size_t>(each.block), each.bytes);
+    const int length =
+        std::snprintf(line, sizeof line, "%d,%02d:%02d:%02d.%06d,%s,0x%zx,%zu,0x0\n", each.thread, local.tm_hour,
+                      local.tm_min, local.tm_sec, static_cast<int>(micros), names[static_cast<unsigned>(each.what)],
+                      reinterpret_cast<std::size_t>(each.block), each.bytes);
     text.append(line, static_cast<std::size_t>(length));
   }
 

@@ -1,6 +1,6 @@
 /// \file
-/// What other libraries' allocators call, without the interpreter: a pool's functions, and the recorder's. Each is handed
-/// over as addresses, so that a library which is compiled elsewhere needs no header of orderly's.
+/// What other libraries' allocators call, without the interpreter: a pool's functions, and the recorder's. Each is
+/// handed over as addresses, so that a library which is compiled elsewhere needs no header of orderly's.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,8 @@ namespace orderly::python {
 struct pool_hook {
   /// Null: refused.
   void* (*allocate)(void* context, std::size_t bytes) noexcept;
-  /// `bytes` 0: unknown. False: it is no live block of the pool, and nothing has happened. Any other bad free is reported,
-  /// and true.
+  /// `bytes` 0: unknown. False: it is no live block of the pool, and nothing has happened. Any other bad free is
+  /// reported, and true.
   bool (*free)(void* context, void* block, std::size_t bytes) noexcept;
   void* context;
 };

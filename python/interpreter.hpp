@@ -1,9 +1,9 @@
 /// \file
 /// Python's interpreter lock, the GIL.
 ///
-/// A call that may wait gives it up: another thread that has to make progress for this one may be waiting for it. A call
-/// that serves from what its thread has at hand keeps it, since handing it over and back costs a hundred times as much as
-/// the call, and takes turns with all other threads.
+/// A call that may wait gives it up: another thread that has to make progress for this one may be waiting for it. A
+/// call that serves from what its thread has at hand keeps it, since handing it over and back costs a hundred times as
+/// much as the call, and takes turns with all other threads.
 #pragma once
 
 #include <Python.h>
@@ -22,8 +22,8 @@ namespace orderly::python {
 /// Thrown through the pool when a handler in Python has raised: the exception itself stays with the thread.
 struct handler_raised {};
 
-/// Python before 3.14 ends a daemon thread that wants the GIL once the interpreter is gone, by unwinding its stack, which
-/// would end the process at the first function that may not throw. It stops here instead, as 3.14 has it.
+/// Python before 3.14 ends a daemon thread that wants the GIL once the interpreter is gone, by unwinding its stack,
+/// which would end the process at the first function that may not throw. It stops here instead, as 3.14 has it.
 [[noreturn]] inline void stop_for_good() noexcept {
   for (;;) pause();
 }

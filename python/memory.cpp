@@ -108,7 +108,8 @@ memory::~memory() {
 
 void memory::close() {
   if (!is_open()) return;
-  if (hooked) raise(PyExc_RuntimeError, "close(): the pool serves another library, which may have blocks of it at any time");
+  if (hooked)
+    raise(PyExc_RuntimeError, "close(): the pool serves another library, which may have blocks of it at any time");
   if (calls_ != 0) raise(PyExc_RuntimeError, "close(): another thread is inside a call of this pool");
   std::optional<pool> plain;
   std::optional<stream_pool> streams;
@@ -301,9 +302,7 @@ std::size_t memory::block_size(const void* pointer) const noexcept {
   return plain_ ? plain_->block_size(pointer) : streams_ ? streams_->block_size(pointer) : 0;
 }
 
-std::size_t memory::granule() const noexcept {
-  return plain_ ? plain_->granule() : streams_ ? streams_->granule() : 0;
-}
+std::size_t memory::granule() const noexcept { return plain_ ? plain_->granule() : streams_ ? streams_->granule() : 0; }
 
 std::size_t memory::capacity() const noexcept {
   return plain_ ? plain_->capacity() : streams_ ? streams_->capacity() : 0;

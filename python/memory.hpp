@@ -1,6 +1,6 @@
 /// \file
-/// A pool as Python's objects share it: the object that the program made it with, and every tensor in it. It goes with the
-/// last of them, in whatever order they are collected, also at the interpreter's exit.
+/// A pool as Python's objects share it: the object that the program made it with, and every tensor in it. It goes with
+/// the last of them, in whatever order they are collected, also at the interpreter's exit.
 #pragma once
 
 #include <cstddef>
@@ -33,8 +33,8 @@ struct place {
   friend bool operator==(const place&, const place&) = default;
 };
 
-/// A program's functions for a pool's options::on_…. The pool's Python object owns them, so that a cycle through them is
-/// collected; when that object is gone they are null, and the pool goes on without.
+/// A program's functions for a pool's options::on_…. The pool's Python object owns them, so that a cycle through them
+/// is collected; when that object is gone they are null, and the pool goes on without.
 struct handlers {
   nanobind::object out_of_memory;
   nanobind::object bad_free;

@@ -1,6 +1,7 @@
-/// What is relied on, as NumPy's ndarraytypes.h and __multiarray_api.h have it since version 1.22, in 2.x too: the layout of
-/// PyDataMem_Handler; a handler travels in a capsule named "mem_handler"; the functions that set and get the one of the
-/// current context are numbers 304 and 305 of the table in the capsule _ARRAY_API. So the package is built without NumPy.
+/// What is relied on, as NumPy's ndarraytypes.h and __multiarray_api.h have it since version 1.22, in 2.x too: the
+/// layout of PyDataMem_Handler; a handler travels in a capsule named "mem_handler"; the functions that set and get the
+/// one of the current context are numbers 304 and 305 of the table in the capsule _ARRAY_API. So the package is built
+/// without NumPy.
 ///
 /// Every array keeps the capsule of the handler that allocated it, and is freed by it.
 #include "numpy.hpp"
@@ -132,8 +133,10 @@ using table_getter = PyObject* (*)();
 /// NumPy's table of functions. Raises ImportError.
 void** functions() {
   const nb::module_ numpy = nb::module_::import_("numpy");
-  const bool is_renamed = nb::cast<int>(numpy.attr("lib").attr("NumpyVersion")(numpy.attr("__version__")).attr("major")) >= 2;
-  const nb::module_ core = nb::module_::import_(is_renamed ? "numpy._core._multiarray_umath" : "numpy.core._multiarray_umath");
+  const bool is_renamed =
+      nb::cast<int>(numpy.attr("lib").attr("NumpyVersion")(numpy.attr("__version__")).attr("major")) >= 2;
+  const nb::module_ core =
+      nb::module_::import_(is_renamed ? "numpy._core._multiarray_umath" : "numpy.core._multiarray_umath");
   void** const table = static_cast<void**>(PyCapsule_GetPointer(core.attr("_ARRAY_API").ptr(), nullptr));
   if (table == nullptr) throw nb::python_error();
   constexpr std::size_t get_feature_version = 211;
@@ -146,7 +149,8 @@ void** functions() {
 /// Returns what was there before.
 nb::object set_handler(nb::handle capsule) {
   constexpr std::size_t set_in_context = 304;
-  PyObject* const last = reinterpret_cast<table_function>(functions()[set_in_context])(capsule.is_none() ? nullptr : capsule.ptr());
+  PyObject* const last =
+      reinterpret_cast<table_function>(functions()[set_in_context])(capsule.is_none() ? nullptr : capsule.ptr());
   if (last == nullptr) throw nb::python_error();
   return nb::steal(last);
 }

@@ -136,7 +136,8 @@ std::shared_ptr<memory> make_plain(const options& settings, nb::handle lies_in) 
 std::shared_ptr<memory> make_in_software(const std::shared_ptr<software>& on, const stream_options& settings) {
   auto idle = std::make_shared<software_stream_object>(software_stream_object{on, software_stream(on->device())});
   auto driver = on->device().driver();
-  auto made = without_gil([&] { return std::optional<stream_pool>(std::in_place, make_host_source(), driver, settings); });
+  auto made =
+      without_gil([&] { return std::optional<stream_pool>(std::in_place, make_host_source(), driver, settings); });
   const stream_handle handle = idle->stream.handle();
   auto of = std::make_shared<memory>(std::move(*made), std::move(driver), place{}, handle);
   of->keep(handle, idle);
@@ -154,7 +155,8 @@ device_name read_device(nb::handle given) {
   const std::size_t colon = text.find(':');
   device_name name{text.substr(0, colon), 0};
   const std::string digits = colon == std::string::npos ? "0" : text.substr(colon + 1);
-  const bool is_number = !digits.empty() && digits.size() < 4 && digits.find_first_not_of("0123456789") == std::string::npos;
+  const bool is_number =
+      !digits.empty() && digits.size() < 4 && digits.find_first_not_of("0123456789") == std::string::npos;
   if ((name.kind != "cpu" && name.kind != "cuda") || !is_number)
     raise(PyExc_ValueError, "device '%s': give 'cpu', 'cuda' or 'cuda:N'", text.c_str());
   name.number = std::stoi(digits);
@@ -185,15 +187,19 @@ std::shared_ptr<memory> make_cuda([[maybe_unused]] int device, [[maybe_unused]] 
   if (source == nullptr || driver == nullptr)
     raise(PyExc_RuntimeError, "device cuda:%d: CUDA, the device or that kind of its memory is missing%s%s", device,
           cuda_failure().empty() ? "" : "; ", cuda_failure().c_str());
-  auto made = without_gil([&] { return std::optional<stream_pool>(std::in_place, std::move(source), driver, settings); });
+  auto made =
+      without_gil([&] { return std::optional<stream_pool>(std::in_place, std::move(source), driver, settings); });
   return std::make_shared<memory>(std::move(*made), std::move(driver), where, nullptr);
 #else
-  raise(PyExc_RuntimeError, "device cuda:%d: this build of orderly has no CUDA; with the toolkit, "
-        "pip install . -Csetup-args=-Dcuda=enabled", device);
+  raise(PyExc_RuntimeError,
+        "device cuda:%d: this build of orderly has no CUDA; with the toolkit, "
+        "pip install . -Csetup-args=-Dcuda=enabled",
+        device);
 #endif
 }
 
-std::shared_ptr<memory> make_memory(nb::handle device, nb::handle streams, const std::string& kind, const stream_options& settings) {
+std::shared_ptr<memory> make_memory(nb::handle device, nb::handle streams, const std::string& kind,
+                                    const stream_options& settings) {
   const device_name name = read_device(device);
   if (name.kind == "cuda") {
     if (!streams.is_none()) raise(PyExc_ValueError, "streams: a CUDA device has its own");
@@ -216,7 +222,8 @@ void free_raw(memory& of, std::uintptr_t address, std::size_t bytes, stream_hand
   if (of.deallocate(pointer(address), bytes, stream, &report) != error::none) raise(report);
 }
 
-void free_checked(memory& of, std::uintptr_t address, std::uint64_t generation, std::size_t bytes, stream_handle stream) {
+void free_checked(memory& of, std::uintptr_t address, std::uint64_t generation, std::size_t bytes,
+                  stream_handle stream) {
   bad_free report;
   if (of.deallocate(checked_block{pointer(address), generation}, bytes, stream, &report) != error::none) raise(report);
 }
@@ -242,15 +249,18 @@ void free_tensor(const memory_object& self, nb::handle given) {
   raise(bad_free{.code = error::foreign_pointer, .pointer = pointer(address)});
 }
 
-tensor make_tensor(const memory_object& self, std::shared_ptr<tensor_keeper> keeper, nb::handle shape, nb::handle dtype, nb::handle device, nb::handle stream) {
+tensor make_tensor(const memory_object& self, std::shared_ptr<tensor_keeper> keeper, nb::handle shape, nb::handle dtype,
+                   nb::handle device, nb::handle stream) {
   const element_type& type = element_type_of(dtype);
   if (!device.is_none()) {
     const device_name name = read_device(device);
     const place where = self.of->where();
-    const bool is_here = name.kind == "cpu" ? where.is_host() : where.is_cuda() && !where.is_host() && where.id == name.number;
+    const bool is_here =
+        name.kind == "cpu" ? where.is_host() : where.is_cuda() && !where.is_host() && where.id == name.number;
     if (!is_here) raise(PyExc_ValueError, "device: the pool is on %s", where.name().c_str());
   }
-  const stream_handle in = stream.is_none() && self.of->plain() != nullptr ? memory::settled : stream_of(stream, *self.of);
+  const stream_handle in =
+      stream.is_none() && self.of->plain() != nullptr ? memory::settled : stream_of(stream, *self.of);
   return tensor(self.of, std::move(keeper), tensor::read_shape(shape), type, in);
 }
 
@@ -271,33 +281,42 @@ void bind_common(nb::class_<Object>& c) {
        "owns", [](const Object& self, std::uintptr_t address) { return self.of->owns(pointer(address)); }, "address"_a,
        "True if the address lies in a live block of this pool.")
       .def(
-          "block_size", [](const Object& self, std::uintptr_t address) { return self.of->block_size(pointer(address)); },
-          "address"_a, "Usable bytes of the live block that starts there; 0 if none does.")
+          "block_size",
+          [](const Object& self, std::uintptr_t address) { return self.of->block_size(pointer(address)); }, "address"_a,
+          "Usable bytes of the live block that starts there; 0 if none does.")
       .def(
           "defragment", [](Object& self) { return self.of->defragment(); },
-          "A coalescing pass: takes back what caches hold and merges free neighbours. Returns the bytes that came back\n"
+          "A coalescing pass: takes back what caches hold and merges free neighbours. Returns the bytes that came "
+          "back\n"
           "from caches.")
       .def(
           "trim", [](Object& self, std::size_t keep_bytes) { return self.of->trim(keep_bytes); }, "keep_bytes"_a = 0,
-          "Gives free memory back to the system until at most `keep_bytes` are committed. Returns the bytes given back.")
+          "Gives free memory back to the system until at most `keep_bytes` are committed. Returns the bytes given "
+          "back.")
       .def(
           "reserve", [](Object& self, std::size_t bytes) { return self.of->reserve(bytes); }, "bytes"_a,
           "Commits memory ahead, and keeps it until trim(). Returns the bytes committed.")
       .def(
           "stats", [](const Object& self) { return self.of->stats(); }, nb::sig("def stats(self) -> dict[str, int]"),
-          "Counters; sizes in bytes. `requested` and `allocated` over live blocks, `cached`, `committed`, `peak_requested`,\n"
-          "`peak_committed`, `capacity`, `limit`; numbers of `allocations`, `frees`, `failed` allocations, `bad_frees` and\n"
+          "Counters; sizes in bytes. `requested` and `allocated` over live blocks, `cached`, `committed`, "
+          "`peak_requested`,\n"
+          "`peak_committed`, `capacity`, `limit`; numbers of `allocations`, `frees`, `failed` allocations, `bad_frees` "
+          "and\n"
           "`passes`. With streams also `streams` known, bytes `held` by them, `events_recorded`, `waits`, `queries`.")
       .def(
           "snapshot", [](const Object& self) { return self.of->snapshot(); },
           nb::sig("def snapshot(self) -> dict[str, typing.Any]"),
           "`device`, `stats`, and `blocks` in address order, free and cached ones too: each with `address`, `bytes`,\n"
           "`requested` bytes (0 unless live) and `state`: `live`, `cached`, `free`.")
-      .def_prop_ro("granule", [](const Object& self) { return self.of->granule(); }, "Smallest block, in bytes.")
-      .def_prop_ro("capacity", [](const Object& self) { return self.of->capacity(); }, "Most bytes ever managed.")
-      .def_prop_ro("device", [](const Object& self) { return self.of->where().name(); }, "Where the memory is.")
+      .def_prop_ro(
+          "granule", [](const Object& self) { return self.of->granule(); }, "Smallest block, in bytes.")
+      .def_prop_ro(
+          "capacity", [](const Object& self) { return self.of->capacity(); }, "Most bytes ever managed.")
+      .def_prop_ro(
+          "device", [](const Object& self) { return self.of->where().name(); }, "Where the memory is.")
       .def("__reduce_ex__", [](const Object&, nb::handle) {
-        raise(PyExc_TypeError, "a pool of orderly can be neither pickled nor copied: its memory is this process's; make one "
+        raise(PyExc_TypeError,
+              "a pool of orderly can be neither pickled nor copied: its memory is this process's; make one "
               "in each process");
       });
 }
@@ -314,12 +333,13 @@ constexpr const char* options_text =
     "Raises ValueError (an option out of range), OutOfMemory (the system refused).";
 
 void bind_buddy(nb::module_& m) {
-  nb::class_<buddy_object> c(m, "BuddyAllocator", nb::type_slots(slots<buddy_object>()), nb::is_weak_referenceable(),
-                             "Raw blocks of host memory, by address: for those who wrap memory themselves, through ctypes or an\n"
-                             "extension. For arrays take a MemoryPool.\n\n"
-                             "Any number of threads may use one at once; allocating and freeing take no lock, and give up the GIL\n"
-                             "only where they may wait. Blocks are not freed by the garbage collector; the pool releases all of\n"
-                             "them when it goes.");
+  nb::class_<buddy_object> c(
+      m, "BuddyAllocator", nb::type_slots(slots<buddy_object>()), nb::is_weak_referenceable(),
+      "Raw blocks of host memory, by address: for those who wrap memory themselves, through ctypes or an\n"
+      "extension. For arrays take a MemoryPool.\n\n"
+      "Any number of threads may use one at once; allocating and freeing take no lock, and give up the GIL\n"
+      "only where they may wait. Blocks are not freed by the garbage collector; the pool releases all of\n"
+      "them when it goes.");
   c.def(
        "__init__",
        [](buddy_object* self, std::size_t capacity, std::size_t granule, std::size_t chunk, std::size_t limit,
@@ -336,20 +356,26 @@ void bind_buddy(nb::module_& m) {
        "capacity"_a = 0, nb::kw_only(), "granule"_a = 0, "chunk"_a = 0, "limit"_a = 0, "release_threshold"_a = 0,
        "soft_limit"_a = 0, "slack"_a = 0.2, "on_out_of_memory"_a = nb::none(), "on_bad_free"_a = nb::none(),
        "buffer"_a = nb::none(),
-       (std::string(options_text) + "\n\nbuffer: writable memory to serve in place of the system's, aligned to the granule.").c_str())
+       (std::string(options_text) +
+        "\n\nbuffer: writable memory to serve in place of the system's, aligned to the granule.")
+           .c_str())
       .def(
           "allocate",
           [](buddy_object& self, std::size_t bytes, std::size_t alignment) {
             return number(self.of->allocate(bytes, alignment, nullptr));
           },
           "bytes"_a, "alignment"_a = 1,
-          "Address of a block of at least `bytes` bytes, aligned to `alignment` (a power of two up to the chunk) and to the\n"
+          "Address of a block of at least `bytes` bytes, aligned to `alignment` (a power of two up to the chunk) and "
+          "to the\n"
           "granule. Raises OutOfMemory, ValueError, and what on_out_of_memory raises.")
       .def(
           "free",
-          [](buddy_object& self, std::uintptr_t address, std::size_t bytes) { free_raw(*self.of, address, bytes, nullptr); },
+          [](buddy_object& self, std::uintptr_t address, std::size_t bytes) {
+            free_raw(*self.of, address, bytes, nullptr);
+          },
           "address"_a, "bytes"_a = 0,
-          "Frees a block, by any thread. bytes: as allocated, or 0: unknown. 0 as the address is ignored. Raises BadFree, and\n"
+          "Frees a block, by any thread. bytes: as allocated, or 0: unknown. 0 as the address is ignored. Raises "
+          "BadFree, and\n"
           "then nothing has changed.")
       .def(
           "allocate_checked",
@@ -358,7 +384,8 @@ void bind_buddy(nb::module_& m) {
             return std::pair{number(block.address), block.generation};
           },
           "bytes"_a, "alignment"_a = 1,
-          "Address and generation: a handle. Of any number of frees of one handle exactly one succeeds, also after the\n"
+          "Address and generation: a handle. Of any number of frees of one handle exactly one succeeds, also after "
+          "the\n"
           "block was handed out again.")
       .def(
           "free_checked",
@@ -367,7 +394,10 @@ void bind_buddy(nb::module_& m) {
           },
           "address"_a, "generation"_a, "bytes"_a = 0, "Frees a block by its handle. Raises BadFree.")
       .def(
-          "rounded", [](const buddy_object& self, std::size_t bytes) { return self.of->plain() == nullptr ? 0 : self.of->plain()->rounded(bytes); },
+          "rounded",
+          [](const buddy_object& self, std::size_t bytes) {
+            return self.of->plain() == nullptr ? 0 : self.of->plain()->rounded(bytes);
+          },
           "bytes"_a, "Length of the block that a request gets; 0 if it is above the capacity.")
       .def_prop_ro(
           "chunk", [](const buddy_object& self) { return self.of->plain() == nullptr ? 0 : self.of->plain()->chunk(); },
@@ -383,18 +413,19 @@ void bind_buddy(nb::module_& m) {
 }
 
 void bind_memory(nb::module_& m) {
-  nb::class_<memory_object> c(m, "MemoryPool", nb::type_slots(slots<memory_object>()), nb::is_weak_referenceable(),
-                              "Tensors on a device, and raw blocks, in stream order: what is freed in a stream serves the same\n"
-                              "stream at once, others when its work is done or behind an event. On the host there are no streams\n"
-                              "unless a SoftwareDevice is given.\n\n"
-                              "Any number of threads may use one at once; allocating and freeing take no lock, and give up the GIL\n"
-                              "only where they may wait. The memory goes with the last of the pool and its tensors.");
+  nb::class_<memory_object> c(
+      m, "MemoryPool", nb::type_slots(slots<memory_object>()), nb::is_weak_referenceable(),
+      "Tensors on a device, and raw blocks, in stream order: what is freed in a stream serves the same\n"
+      "stream at once, others when its work is done or behind an event. On the host there are no streams\n"
+      "unless a SoftwareDevice is given.\n\n"
+      "Any number of threads may use one at once; allocating and freeing take no lock, and give up the GIL\n"
+      "only where they may wait. The memory goes with the last of the pool and its tensors.");
   c.def(
        "__init__",
        [](memory_object* self, nb::handle device, std::size_t capacity, nb::handle streams, const std::string& kind,
-          std::size_t granule, std::size_t chunk, std::size_t limit, std::size_t release_threshold, std::size_t soft_limit,
-          std::optional<double> slack, nb::object on_out_of_memory, nb::object on_bad_free, bool safe_mode,
-          bool watch_captures, bool wait_before_refusing, std::size_t seal_bytes) {
+          std::size_t granule, std::size_t chunk, std::size_t limit, std::size_t release_threshold,
+          std::size_t soft_limit, std::optional<double> slack, nb::object on_out_of_memory, nb::object on_bad_free,
+          bool safe_mode, bool watch_captures, bool wait_before_refusing, std::size_t seal_bytes) {
          stream_options settings;
          const bool is_plain = streams.is_none() && read_device(device).kind == "cpu";
          const double usual = is_plain ? options{}.slack : settings.memory.slack;
@@ -409,28 +440,36 @@ void bind_memory(nb::module_& m) {
          of->asks = asks;
          new (self) memory_object{{std::move(of), std::move(asks)}};
        },
-       "device"_a = "cpu", "capacity"_a = 0, nb::kw_only(), "streams"_a = nb::none(), "kind"_a = "virtual", "granule"_a = 0,
-       "chunk"_a = 0, "limit"_a = 0, "release_threshold"_a = 0, "soft_limit"_a = 0, "slack"_a = nb::none(),
-       "on_out_of_memory"_a = nb::none(), "on_bad_free"_a = nb::none(), "safe_mode"_a = false, "watch_captures"_a = false,
-       "wait_before_refusing"_a = false, "seal_bytes"_a = 0,
-       (std::string("device: 'cpu', 'cuda' or 'cuda:N'. streams: a SoftwareDevice for software streams in host memory.\n"
-                    "kind, with CUDA: 'virtual' memory that grows and shrinks, 'device' in one piece, 'pinned' or 'managed'.\n") +
+       "device"_a = "cpu", "capacity"_a = 0, nb::kw_only(), "streams"_a = nb::none(), "kind"_a = "virtual",
+       "granule"_a = 0, "chunk"_a = 0, "limit"_a = 0, "release_threshold"_a = 0, "soft_limit"_a = 0,
+       "slack"_a = nb::none(), "on_out_of_memory"_a = nb::none(), "on_bad_free"_a = nb::none(), "safe_mode"_a = false,
+       "watch_captures"_a = false, "wait_before_refusing"_a = false, "seal_bytes"_a = 0,
+       (std::string(
+            "device: 'cpu', 'cuda' or 'cuda:N'. streams: a SoftwareDevice for software streams in host memory.\n"
+            "kind, with CUDA: 'virtual' memory that grows and shrinks, 'device' in one piece, 'pinned' or "
+            "'managed'.\n") +
         options_text +
-        "\n\nsafe_mode: streams may be destroyed without release_stream(), for an event at each free. watch_captures: each\n"
-        "call asks whether its stream captures. wait_before_refusing: wait for streams before an allocation is refused.\n"
+        "\n\nsafe_mode: streams may be destroyed without release_stream(), for an event at each free. watch_captures: "
+        "each\n"
+        "call asks whether its stream captures. wait_before_refusing: wait for streams before an allocation is "
+        "refused.\n"
         "seal_bytes: freed in a stream and covered by no event, above which one is recorded (64 MiB).\n\n"
-        "Raises RuntimeError if there is no such device.").c_str())
-      .def("empty", empty, nb::arg("shape").none(), nb::arg("dtype").none() = "float32", "device"_a = nb::none(), "stream"_a = nb::none(),
+        "Raises RuntimeError if there is no such device.")
+           .c_str())
+      .def("empty", empty, nb::arg("shape").none(), nb::arg("dtype").none() = "float32", "device"_a = nb::none(),
+           "stream"_a = nb::none(),
            nb::sig("def empty(self, shape: int | collections.abc.Iterable[int], dtype: typing.Any = 'float32', device: "
                    "typing.Any = None, stream: typing.Any = None) -> Tensor"),
            "A tensor with undefined contents, for work that enters the stream from now on.\n\n"
-           "shape: an integer or several. dtype: a name as \"float32\", or a type of NumPy, PyTorch, CuPy or Python. device:\n"
+           "shape: an integer or several. dtype: a name as \"float32\", or a type of NumPy, PyTorch, CuPy or Python. "
+           "device:\n"
            "the pool's. stream: a SoftwareStream, a cudaStream_t as an integer, or a stream of PyTorch, CuPy or CUDA\n"
            "Python; None: on CUDA the default stream, on the host none.\n\n"
            "Raises OutOfMemory, TypeError, ValueError, and what on_out_of_memory raises.")
       .def("free_tensor", free_tensor, nb::arg("tensor").none(),
            nb::sig("def free_tensor(self, tensor: typing.Any) -> None"),
-           "Frees a tensor's block now, in the tensor's stream. Raises BadFree: the tensor was freed (`double_free`), is\n"
+           "Frees a tensor's block now, in the tensor's stream. Raises BadFree: the tensor was freed (`double_free`), "
+           "is\n"
            "another pool's (`wrong_pool`), or no pool's (`foreign_pointer`). BufferError: others use its memory.")
       .def(
           "allocate",
@@ -438,7 +477,8 @@ void bind_memory(nb::module_& m) {
             return number(self.of->allocate(bytes, alignment, in(self, stream)));
           },
           "bytes"_a, "alignment"_a = 1, "stream"_a = nb::none(),
-          "Address of a raw block of at least `bytes` bytes, aligned to `alignment` (a power of two up to the chunk). It is\n"
+          "Address of a raw block of at least `bytes` bytes, aligned to `alignment` (a power of two up to the chunk). "
+          "It is\n"
           "not freed by the garbage collector. Raises as empty().")
       .def(
           "free",
@@ -446,7 +486,8 @@ void bind_memory(nb::module_& m) {
             free_raw(*self.of, address, bytes, in(self, stream));
           },
           "address"_a, "bytes"_a = 0, "stream"_a = nb::none(),
-          "Frees a raw block: work that is in the stream now may still use it. bytes: as allocated, or 0: unknown. Raises\n"
+          "Frees a raw block: work that is in the stream now may still use it. bytes: as allocated, or 0: unknown. "
+          "Raises\n"
           "BadFree, and then nothing has changed.")
       .def(
           "allocate_checked",
@@ -458,9 +499,8 @@ void bind_memory(nb::module_& m) {
           "As BuddyAllocator.allocate_checked(). On the host with streams, `stream` must be given.")
       .def(
           "free_checked",
-          [](memory_object& self, std::uintptr_t address, std::uint64_t generation, std::size_t bytes, nb::handle stream) {
-            free_checked(*self.of, address, generation, bytes, in(self, stream));
-          },
+          [](memory_object& self, std::uintptr_t address, std::uint64_t generation, std::size_t bytes,
+             nb::handle stream) { free_checked(*self.of, address, generation, bytes, in(self, stream)); },
           "address"_a, "generation"_a, "bytes"_a = 0, "stream"_a = nb::none(),
           "Frees a raw block by its handle. Raises BadFree.")
       .def(
@@ -476,39 +516,51 @@ void bind_memory(nb::module_& m) {
             require(code, "record_stream", *self.of);
           },
           "block"_a, nb::arg("stream").none(),
-          "Work in `stream` uses the tensor, or the block at that address, too: freed, it stays out of use until the work\n"
+          "Work in `stream` uses the tensor, or the block at that address, too: freed, it stays out of use until the "
+          "work\n"
           "that is in the stream then is done as well. Raises BadFree, ValueError.")
       .def(
-          "release_stream", [](memory_object& self, nb::handle stream) { return self.of->release_stream(in(self, stream)); },
+          "release_stream",
+          [](memory_object& self, nb::handle stream) { return self.of->release_stream(in(self, stream)); },
           nb::arg("stream").none(),
-          "The stream will be destroyed: the pool forgets its handle. Another thread must not be inside a call for it.\n"
+          "The stream will be destroyed: the pool forgets its handle. Another thread must not be inside a call for "
+          "it.\n"
           "False: no event could be recorded, and what was freed in it stays out of use until synchronize().")
       .def(
           "begin_capture",
-          [](memory_object& self, nb::handle stream) { require(self.of->begin_capture(in(self, stream)), "begin_capture", *self.of); },
+          [](memory_object& self, nb::handle stream) {
+            require(self.of->begin_capture(in(self, stream)), "begin_capture", *self.of);
+          },
           nb::arg("stream").none(),
           "What is allocated in the stream from now on belongs to the graph that it captures, or is about to capture.\n"
           "Raises ValueError: not a stream, or begun already.")
       .def(
           "end_capture",
-          [](memory_object& self, nb::handle stream) { require(self.of->end_capture(in(self, stream)), "end_capture", *self.of); },
-          nb::arg("stream").none(), "Before the capture ends. Raises ValueError: it was not begun, or the capture is over.")
+          [](memory_object& self, nb::handle stream) {
+            require(self.of->end_capture(in(self, stream)), "end_capture", *self.of);
+          },
+          nb::arg("stream").none(),
+          "Before the capture ends. Raises ValueError: it was not begun, or the capture is over.")
       .def(
           "synchronize", [](memory_object& self) { return self.of->synchronize(); },
-          "Waits, without the GIL, until all work is done that may use blocks freed so far; then they are everybody's.\n"
+          "Waits, without the GIL, until all work is done that may use blocks freed so far; then they are "
+          "everybody's.\n"
           "False: that cannot be told of all streams.")
       .def(
-          "stream_synchronize", [](memory_object& self, nb::handle stream) { return self.of->stream_synchronize(in(self, stream)); },
+          "stream_synchronize",
+          [](memory_object& self, nb::handle stream) { return self.of->stream_synchronize(in(self, stream)); },
           nb::arg("stream").none(), "The same for one stream.")
       .def(
           "close",
           [](memory_object& self) {
             if (self.of->is_open() && self.of->tensors != 0)
-              raise(PyExc_RuntimeError, "close(): %zu tensors of the pool are alive; drop them, or leave it to the garbage collector",
+              raise(PyExc_RuntimeError,
+                    "close(): %zu tensors of the pool are alive; drop them, or leave it to the garbage collector",
                     self.of->tensors);
             self.of->close();
           },
-          "Releases the pool now, with all raw blocks, after waiting for its streams. Raises RuntimeError while tensors of\n"
+          "Releases the pool now, with all raw blocks, after waiting for its streams. Raises RuntimeError while "
+          "tensors of\n"
           "it are alive, or another thread is inside a call.");
   bind_common(c);
 }
@@ -516,25 +568,33 @@ void bind_memory(nb::module_& m) {
 void bind_cache(nb::module_& m) {
   nb::class_<cache_object, memory_object>(
       m, "TensorCache", nb::type_slots(slots<cache_object>()), nb::is_weak_referenceable(),
-      "A pool's tensors, kept when they are freed for whoever asks for their like: of the same shape and type, or of memory\n"
-      "that is at most an eighth larger, in the same stream. A hit costs the same whatever the size. What is kept stays within\n"
+      "A pool's tensors, kept when they are freed for whoever asks for their like: of the same shape and type, or of "
+      "memory\n"
+      "that is at most an eighth larger, in the same stream. A hit costs the same whatever the size. What is kept "
+      "stays within\n"
       "a limit, and is the pool's again before an allocation of anybody's is refused.\n\n"
       "Everything that is not about tensors is the pool's itself: raw blocks, synchronize(), defragment().")
       .def(
           "__init__",
-          [](cache_object* self, nb::object pool, std::size_t limit, std::size_t alignment, double waste, std::size_t tensors) {
+          [](cache_object* self, nb::object pool, std::size_t limit, std::size_t alignment, double waste,
+             std::size_t tensors) {
             std::shared_ptr<memory> of = memory_of(pool);
             const place where = of->where();
-            auto keeper = std::make_shared<tensor_keeper>(
-                of, tensor_options{.limit = limit, .alignment = alignment, .waste = waste, .tensors = tensors,
-                                   .device = {where.type, where.id}});
+            auto keeper = std::make_shared<tensor_keeper>(of, tensor_options{.limit = limit,
+                                                                             .alignment = alignment,
+                                                                             .waste = waste,
+                                                                             .tensors = tensors,
+                                                                             .device = {where.type, where.id}});
             new (self) cache_object{{{std::move(of), nullptr}}, std::move(pool), std::move(keeper)};
           },
           "pool"_a, nb::kw_only(), "limit"_a = 0, "alignment"_a = 0, "waste"_a = 0.125, "tensors"_a = 0,
-          nb::sig("def __init__(self, pool: MemoryPool | BuddyAllocator, *, limit: int = 0, alignment: int = 0, waste: float = "
+          nb::sig("def __init__(self, pool: MemoryPool | BuddyAllocator, *, limit: int = 0, alignment: int = 0, waste: "
+                  "float = "
                   "0.125, tensors: int = 0) -> None"),
-          "limit: bytes of all tensors, live and kept, above which kept ones are given up; 0: half of the pool's limit.\n"
-          "alignment: of each tensor, in bytes, a power of two; 0: 256. waste: how much larger than needed a tensor's memory\n"
+          "limit: bytes of all tensors, live and kept, above which kept ones are given up; 0: half of the pool's "
+          "limit.\n"
+          "alignment: of each tensor, in bytes, a power of two; 0: 256. waste: how much larger than needed a tensor's "
+          "memory\n"
           "may be, as a fraction, at most 0.125. tensors: most at once, live and kept; 0: 262144.\n\n"
           "Raises ValueError, MemoryError.")
       .def("empty", empty_kept, nb::arg("shape").none(), nb::arg("dtype").none() = "float32", "device"_a = nb::none(),
@@ -550,7 +610,8 @@ void bind_cache(nb::module_& m) {
             return kept;
           },
           "keep_bytes"_a = 0,
-          "Gives up kept tensors until at most `keep_bytes` are kept, and the pool's free memory as its trim() does. Returns\n"
+          "Gives up kept tensors until at most `keep_bytes` are kept, and the pool's free memory as its trim() does. "
+          "Returns\n"
           "the bytes of the tensors given up.")
       .def(
           "stats",
@@ -568,7 +629,8 @@ void bind_cache(nb::module_& m) {
             return d;
           },
           nb::sig("def stats(self) -> dict[str, int]"),
-          "The pool's, for which kept tensors are live, and: `hits`, of these `compatible`, `misses`, `evictions`; bytes\n"
+          "The pool's, for which kept tensors are live, and: `hits`, of these `compatible`, `misses`, `evictions`; "
+          "bytes\n"
           "`kept`, `kept_tensors`, `live_tensors`, `cache_limit` in bytes.");
 }
 

@@ -6,7 +6,6 @@
 #include <utility>
 #include <vector>
 
-
 #include "errors.hpp"
 
 namespace orderly::python {
@@ -104,18 +103,20 @@ stream_handle stream_of(nb::handle given, memory& pool) {
     for (const char* const name : {"cuda_stream", "ptr", "handle"})
       if (!number.is_valid()) number = number_in(given, name);
   if (!number.is_valid())
-    raise(PyExc_TypeError, "stream: %s is no stream; give None, a SoftwareStream, a cudaStream_t as an integer, or a "
-          "stream of PyTorch, CuPy or CUDA Python", nb::cast<std::string>(nb::repr(given)).c_str());
-  if (!pool.where().is_cuda())
-    raise(PyExc_ValueError, "stream: a pool of host memory serves no CUDA streams");
+    raise(PyExc_TypeError,
+          "stream: %s is no stream; give None, a SoftwareStream, a cudaStream_t as an integer, or a "
+          "stream of PyTorch, CuPy or CUDA Python",
+          nb::cast<std::string>(nb::repr(given)).c_str());
+  if (!pool.where().is_cuda()) raise(PyExc_ValueError, "stream: a pool of host memory serves no CUDA streams");
   return reinterpret_cast<stream_handle>(nb::cast<std::uintptr_t>(number));
 }
 
 void bind_streams(nb::module_& m) {
-  nb::class_<device_object>(m, "SoftwareDevice",
-                            "Streams that run on CPU threads: for programs without a GPU, and for tests of those with one.\n\n"
-                            "Thread safety: everything here may be called from several threads at once. When the last pool, stream\n"
-                            "and device object of it is gone, all work is done, and that thread waits for it.")
+  nb::class_<device_object>(
+      m, "SoftwareDevice",
+      "Streams that run on CPU threads: for programs without a GPU, and for tests of those with one.\n\n"
+      "Thread safety: everything here may be called from several threads at once. When the last pool, stream\n"
+      "and device object of it is gone, all work is done, and that thread waits for it.")
       .def(
           "__init__",
           [](device_object* self, const std::string& schedule, std::uint64_t seed) {
@@ -128,9 +129,10 @@ void bind_streams(nb::module_& m) {
           "'eager' at once, 'lazy' when somebody waits for it, 'random' some of it in each call, by the seed.\n\n"
           "Raises ValueError, RuntimeError (no thread can be started).");
 
-  nb::class_<stream_object>(m, "SoftwareStream", nb::is_weak_referenceable(),
-                            "A stream: it runs the work that is put into it in order. A pool that has served it keeps it until\n"
-                            "release_stream().")
+  nb::class_<stream_object>(
+      m, "SoftwareStream", nb::is_weak_referenceable(),
+      "A stream: it runs the work that is put into it in order. A pool that has served it keeps it until\n"
+      "release_stream().")
       .def(
           "__init__",
           [](stream_object* self, const device_object& device) {
@@ -152,7 +154,8 @@ void bind_streams(nb::module_& m) {
             without_gil([&] { self.of->stream.enqueue(std::move(queued)); });
           },
           "work"_a,
-          "Queues a call without arguments. What it raises goes to sys.unraisablehook. It must not call anything of this\n"
+          "Queues a call without arguments. What it raises goes to sys.unraisablehook. It must not call anything of "
+          "this\n"
           "stream, its device or a pool with streams of it.")
       .def(
           "synchronize", [](stream_object& self) { return without_gil([&] { return self.of->stream.synchronize(); }); },

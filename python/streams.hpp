@@ -12,8 +12,8 @@
 
 namespace orderly::python {
 
-/// A software device, which Python's device, its streams and the pools with such streams share. Its end waits for all work,
-/// which may need the GIL.
+/// A software device, which Python's device, its streams and the pools with such streams share. Its end waits for all
+/// work, which may need the GIL.
 class software {
  public:
   software(software_schedule schedule, std::uint64_t seed);
@@ -40,8 +40,8 @@ struct stream_object {
   std::shared_ptr<software_stream_object> of;
 };
 
-/// What was given as the argument `stream`: None, a SoftwareStream, an integer, PyTorch's, CuPy's or CUDA Python's stream.
-/// Raises TypeError, and ValueError where the pool has no such streams.
+/// What was given as the argument `stream`: None, a SoftwareStream, an integer, PyTorch's, CuPy's or CUDA Python's
+/// stream. Raises TypeError, and ValueError where the pool has no such streams.
 [[nodiscard]] stream_handle stream_of(nanobind::handle given, memory& pool);
 
 void bind_streams(nanobind::module_& m);

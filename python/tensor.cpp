@@ -36,7 +36,8 @@ class lengths {
     return items_.is_valid() ? static_cast<std::size_t>(PyTuple_GET_SIZE(items_.ptr())) : 1;
   }
   [[nodiscard]] Py_ssize_t at(std::size_t i) const {
-    PyObject* const item = items_.is_valid() ? PyTuple_GET_ITEM(items_.ptr(), static_cast<Py_ssize_t>(i)) : number_.ptr();
+    PyObject* const item =
+        items_.is_valid() ? PyTuple_GET_ITEM(items_.ptr(), static_cast<Py_ssize_t>(i)) : number_.ptr();
     const Py_ssize_t length = PyNumber_AsSsize_t(item, PyExc_ValueError);
     if (length >= 0) return length;
     if (PyErr_Occurred() != nullptr) throw nb::python_error();
@@ -75,7 +76,8 @@ int get_buffer(PyObject* self, Py_buffer* view, int flags) noexcept {
     PyErr_SetString(PyExc_BufferError, refused);
     return -1;
   }
-  tensor::dimensions& shape = const_cast<tensor::dimensions&>(of->shape());  // the protocol's own type, not written through
+  tensor::dimensions& shape =
+      const_cast<tensor::dimensions&>(of->shape());  // the protocol's own type, not written through
   view->buf = of->address();
   view->len = static_cast<Py_ssize_t>(of->bytes());
   view->itemsize = static_cast<Py_ssize_t>(of->type().bytes());
@@ -108,7 +110,8 @@ nb::tuple tuple_of(const Py_ssize_t* numbers, std::size_t count) {
 nb::object array_interface(const tensor& self, bool of_cuda) {
   const place where = self.pool().where();
   if (of_cuda ? !where.is_cuda() : !where.is_host())
-    raise(PyExc_AttributeError, "a tensor on %s has no __%sarray_interface__", where.name().c_str(), of_cuda ? "cuda_" : "");
+    raise(PyExc_AttributeError, "a tensor on %s has no __%sarray_interface__", where.name().c_str(),
+          of_cuda ? "cuda_" : "");
   if (self.type().array_interface == nullptr)
     raise(PyExc_AttributeError, "%s has no array interface; use DLPack", self.type().name);
   nb::dict d;
@@ -142,11 +145,14 @@ void join(tensor& self, nb::handle given) {
   const stream_handle later = number == 1 ? nullptr : reinterpret_cast<stream_handle>(number);
   if (later == self.stream() || self.stream() == memory::settled || !self.pool().has_streams()) return;
   if (!self.pool().order(self.stream(), later) || self.record_stream(later) != error::none)
-    raise(PyExc_BufferError, "__dlpack__: stream %lld cannot wait for the tensor's; does one of them capture, or is it no "
-          "stream of %s?", static_cast<long long>(number), where.name().c_str());
+    raise(PyExc_BufferError,
+          "__dlpack__: stream %lld cannot wait for the tensor's; does one of them capture, or is it no "
+          "stream of %s?",
+          static_cast<long long>(number), where.name().c_str());
 }
 
-nb::object dlpack(const nb::object& self, nb::handle stream, nb::handle max_version, nb::handle device, nb::handle copy) {
+nb::object dlpack(const nb::object& self, nb::handle stream, nb::handle max_version, nb::handle device,
+                  nb::handle copy) {
   tensor& of = *nb::inst_ptr<tensor>(self);
   if (copy.is(Py_True)) raise(PyExc_BufferError, "__dlpack__: orderly copies nothing");
   join(of, stream);
@@ -157,7 +163,8 @@ nb::object dlpack(const nb::object& self, nb::handle stream, nb::handle max_vers
   if (of.shape().count() > sizes.size()) raise(PyExc_BufferError, "__dlpack__: more than 64 dimensions");
   std::copy_n(shape, of.shape().count(), sizes.begin());
   const place where = of.pool().where();
-  const nb::ndarray<nb::array_api> view(of.address(), of.shape().count(), sizes.data(), owner, nullptr, of.type().dlpack, where.type, where.id);
+  const nb::ndarray<nb::array_api> view(of.address(), of.shape().count(), sizes.data(), owner, nullptr,
+                                        of.type().dlpack, where.type, where.id);
   nb::kwargs arguments = nb::borrow<nb::kwargs>(nb::dict());
   if (!max_version.is_none()) arguments["max_version"] = max_version;
   if (!device.is_none()) arguments["dl_device"] = device;
@@ -224,7 +231,8 @@ tensor::tensor(std::shared_ptr<memory> from, std::shared_ptr<tensor_keeper> keep
   if (std::find(each, each + shape_.count(), 0) != each + shape_.count())
     bytes_ = 0;
   else if (overflows || bytes_ > static_cast<std::size_t>(PY_SSIZE_T_MAX))
-    raise(PyExc_ValueError, "shape: %zu dimensions of %s come to more bytes than there are addresses", shape_.count(), type.name);
+    raise(PyExc_ValueError, "shape: %zu dimensions of %s come to more bytes than there are addresses", shape_.count(),
+          type.name);
   auto stride = static_cast<Py_ssize_t>(type.bytes());
   for (std::size_t i = shape_.count(); i-- > 0;) {
     shape_.strides()[i] = stride;
@@ -293,7 +301,8 @@ void tensor::free(const memory& of) {
   }
   if (&of != from_.get()) raise(report);
   if (exports != 0)
-    raise(PyExc_BufferError, "the tensor's memory is in use by %zu other objects, arrays made of it, say; drop these first", exports);
+    raise(PyExc_BufferError,
+          "the tensor's memory is in use by %zu other objects, arrays made of it, say; drop these first", exports);
   const error code = give_back(&report);
   --from_->tensors;
   freed_ = std::exchange(address_, nullptr);
@@ -306,21 +315,24 @@ void bind_tensor(nb::module_& m) {
       {Py_bf_releasebuffer, reinterpret_cast<void*>(release_buffer)},
       {0, nullptr},
   };
-  nb::class_<tensor>(m, "Tensor", nb::type_slots(slots), nb::is_weak_referenceable(),
-                     "An array in row-major order over a block of a pool: made by `empty`, with undefined contents.\n\n"
-                     "NumPy, PyTorch, CuPy and others take it as it lies, by DLPack, the buffer protocol or the array interfaces;\n"
-                     "what they make of it keeps it. When nothing does, the block is free again, in the tensor's stream: work that\n"
-                     "is in the stream then may still use it. It may be dropped by any thread, in any order, at any time.")
+  nb::class_<tensor>(
+      m, "Tensor", nb::type_slots(slots), nb::is_weak_referenceable(),
+      "An array in row-major order over a block of a pool: made by `empty`, with undefined contents.\n\n"
+      "NumPy, PyTorch, CuPy and others take it as it lies, by DLPack, the buffer protocol or the array interfaces;\n"
+      "what they make of it keeps it. When nothing does, the block is free again, in the tensor's stream: work that\n"
+      "is in the stream then may still use it. It may be dropped by any thread, in any order, at any time.")
       .def_prop_ro(
           "shape", [](const tensor& self) { return tuple_of(self.shape().lengths(), self.shape().count()); },
           "Lengths of the dimensions, in elements.")
       .def_prop_ro(
           "strides", [](const tensor& self) { return tuple_of(self.shape().strides(), self.shape().count()); },
           "Steps of the dimensions, in bytes.")
-      .def_prop_ro("dtype", [](const tensor& self) { return self.type().name; }, "Name of the elements' type.")
+      .def_prop_ro(
+          "dtype", [](const tensor& self) { return self.type().name; }, "Name of the elements' type.")
       .def_prop_ro("nbytes", &tensor::bytes, "Bytes of all elements.")
       .def_prop_ro(
-          "device", [](const tensor& self) { return self.pool().where().name(); }, "\"cpu\", or \"cuda:0\" and the like.")
+          "device", [](const tensor& self) { return self.pool().where().name(); },
+          "\"cpu\", or \"cuda:0\" and the like.")
       .def_prop_ro(
           "ptr", [](const tensor& self) { return reinterpret_cast<std::uintptr_t>(self.address()); },
           "Address. Raises ValueError if the tensor was freed.")
@@ -336,7 +348,8 @@ void bind_tensor(nb::module_& m) {
       .def_prop_ro("__cuda_array_interface__", [](const tensor& self) { return array_interface(self, true); })
       .def("__dlpack__", dlpack, nb::kw_only(), "stream"_a = nb::none(), "max_version"_a = nb::none(),
            "dl_device"_a = nb::none(), "copy"_a = nb::none(),
-           "A DLPack capsule. stream: where the consumer will use it, as the array API has it; that stream then waits for\n"
+           "A DLPack capsule. stream: where the consumer will use it, as the array API has it; that stream then waits "
+           "for\n"
            "the tensor's. -1: it does not. Raises BufferError.")
       .def("__dlpack_device__",
            [](const tensor& self) { return nb::make_tuple(self.pool().where().type, self.pool().where().id); })
@@ -347,7 +360,8 @@ void bind_tensor(nb::module_& m) {
            })
       .def("__repr__", repr)
       .def("__reduce_ex__", [](const tensor&, nb::handle) {
-        raise(PyExc_TypeError, "an orderly.Tensor can be neither pickled nor copied: it is a block of a pool of this process; use "
+        raise(PyExc_TypeError,
+              "an orderly.Tensor can be neither pickled nor copied: it is a block of a pool of this process; use "
               "numpy.array(tensor) or torch.from_dlpack(tensor).clone()");
       });
 }

@@ -65,8 +65,8 @@ class tensor {
   [[nodiscard]] static dimensions read_shape(nanobind::handle given);
 
   /// Raises ValueError, and what the pool raises. `keeper`: null, or a cache over the pool that the memory comes from.
-  tensor(std::shared_ptr<memory> from, std::shared_ptr<tensor_keeper> keeper, dimensions&& shape, const element_type& type,
-         stream_handle stream);
+  tensor(std::shared_ptr<memory> from, std::shared_ptr<tensor_keeper> keeper, dimensions&& shape,
+         const element_type& type, stream_handle stream);
   tensor(tensor&& other) noexcept;
   tensor& operator=(tensor&&) = delete;
   ~tensor();

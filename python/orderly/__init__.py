@@ -7,11 +7,12 @@
 Every free is checked: a wrong one raises ``BadFree``, which says what was found there, and changes nothing.
 """
 
-from ._core import BuddyAllocator, MemoryPool, SoftwareDevice, SoftwareStream, Tensor, TensorCache, __version__, has_cuda
+from ._core import (
+    BuddyAllocator, MemoryPool, SoftwareDevice, SoftwareStream, Tensor, TensorCache, __version__, has_cuda)
 from ._errors import BadFree, OutOfMemory
 from ._recorder import record
 
 __all__ = [
-    'BadFree', 'BuddyAllocator', 'MemoryPool', 'OutOfMemory', 'SoftwareDevice', 'SoftwareStream', 'Tensor', 'TensorCache',
-    'has_cuda', 'record',
+    'BadFree', 'BuddyAllocator', 'MemoryPool', 'OutOfMemory', 'SoftwareDevice', 'SoftwareStream', 'Tensor',
+    'TensorCache', '__version__', 'has_cuda', 'record',
 ]

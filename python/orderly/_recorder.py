@@ -23,8 +23,8 @@ def open_compressed(path):
         try:
             import zstandard
         except ImportError:
-            raise ImportError('orderly.record: a log that ends in .zst needs the package zstandard (pip install zstandard) or '
-                              'Python 3.14; or name it .csv, .csv.gz or .csv.xz') from None
+            raise ImportError('orderly.record: a log that ends in .zst needs the package zstandard (pip install '
+                              'zstandard) or Python 3.14; or name it .csv, .csv.gz or .csv.xz') from None
         return zstandard.open(path, 'wb')
     if name.endswith('.gz'):
         import gzip
@@ -76,10 +76,10 @@ class _Cuda:
 def record(path, *, torch=None, numpy=None, cuda=None, entries=1_000_000):
     """Writes the allocations of PyTorch and NumPy to a log while the ``with`` block runs.
 
-    path: by its end compressed: ``.csv``, ``.csv.gz``, ``.csv.xz``, ``.csv.zst``. torch, numpy: record PyTorch's tensors in host
-    memory, of all threads; NumPy's arrays, of this thread (NumPy's handler belongs to a context); by default those of the two
-    that the program has imported. cuda: PyTorch's tensors on GPUs, by PyTorch's own recorder, the last `entries` events; by
-    default if the program uses them.
+    path: by its end compressed: ``.csv``, ``.csv.gz``, ``.csv.xz``, ``.csv.zst``. torch, numpy: record PyTorch's
+    tensors in host memory, of all threads; NumPy's arrays, of this thread (NumPy's handler belongs to a context); by
+    default those of the two that the program has imported. cuda: PyTorch's tensors on GPUs, by PyTorch's own recorder,
+    the last `entries` events; by default if the program uses them.
 
     The log has a row for each allocation and for each free of what was allocated meanwhile, in the order in which they
     happened, in the columns of RMM's logs: thread, time, action, address, size in bytes, stream::
@@ -88,8 +88,8 @@ def record(path, *, torch=None, numpy=None, cuda=None, entries=1_000_000):
             serve(requests)
         # then: orderly-replay serve.csv.zst, or python -m orderly.replay serve.csv.zst
 
-    One recording at a time in a process: another raises RuntimeError. So does PyTorch's CPU allocator where it cannot be
-    recorded (orderly.torch.build). ImportError: no compressor for ``.zst``.
+    One recording at a time in a process: another raises RuntimeError. So does PyTorch's CPU allocator where it cannot
+    be recorded (orderly.torch.build). ImportError: no compressor for ``.zst``.
     """
     torch = 'torch' in sys.modules if torch is None else torch
     numpy = 'numpy' in sys.modules if numpy is None else numpy

@@ -1,11 +1,11 @@
 // PyTorch's allocator of host memory, with a pool below it and a recorder beside it. Compiled for the PyTorch that is
 // installed, at its first use (orderly/torch.py), since the class that it extends differs from version to version.
 //
-// The allocator is put in place once, and stays. What it does is decided at each call: which pool serves, this thread's or
-// everybody's, or none, and then the allocator that was there before does; and whether somebody records.
+// The allocator is put in place once, and stays. What it does is decided at each call: which pool serves, this thread's
+// or everybody's, or none, and then the allocator that was there before does; and whether somebody records.
 //
-// A tensor's memory is freed by one function, whoever allocated it, as PyTorch wants it of an allocator that can be called
-// for raw memory. The pool's own check tells whether a block is its own.
+// A tensor's memory is freed by one function, whoever allocated it, as PyTorch wants it of an allocator that can be
+// called for raw memory. The pool's own check tells whether a block is its own.
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 
@@ -119,8 +119,8 @@ const void* orderly_torch_cpu_add(void* allocate, void* free, void* context) {
   return added;
 }
 
-// What serves from now on, in this thread or in all; null: in this thread what serves in all, in all what was there before.
-// Returns what has served.
+// What serves from now on, in this thread or in all; null: in this thread what serves in all, in all what was there
+// before. Returns what has served.
 const void* orderly_torch_cpu_use(const void* pool, int in_this_thread) {
   const auto* const next = static_cast<const pool_hook*>(pool);
   if (in_this_thread == 0) return everybodys.exchange(next, std::memory_order_acq_rel);

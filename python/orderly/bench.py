@@ -71,7 +71,8 @@ def measure(threads=(1, 4), turns=9, count=20_000):
         for name, run in makers:
             for number in threads:
                 rates.setdefault(name, {}).setdefault(number, []).append(_rate(run, number, count))
-    return {name: {number: statistics.median(all_of) / 1e6 for number, all_of in each.items()} for name, each in rates.items()}
+    return {name: {number: statistics.median(all_of) / 1e6 for number, all_of in each.items()}
+            for name, each in rates.items()}
 
 
 def _serve(with_pool, threads, requests):
@@ -126,7 +127,8 @@ def compare_model(turns=3, threads=3, requests=60):
                 raise RuntimeError(done.stderr)
             for figure, value in json.loads(done.stdout.splitlines()[-1]).items():
                 taken.setdefault(name, {}).setdefault(figure, []).append(value)
-    return {name: {figure: statistics.median(values) for figure, values in figures.items()} for name, figures in taken.items()}
+    return {name: {figure: statistics.median(values) for figure, values in figures.items()}
+            for name, figures in taken.items()}
 
 
 def _table(rows):
@@ -153,7 +155,7 @@ def main(arguments=None):
         if given.json:
             return print(json.dumps(figures))
         names = list(figures['default'])
-        return _table([['', *names]] + [[name, *(f'{each[figure]:,.2f}' if figure.endswith('seconds') else f'{each[figure]:,.0f}'
+        return _table([['', *names]] + [[name, *(f'{each[figure]:,.{2 if figure.endswith("seconds") else 0}f}'
                                                  for figure in names)] for name, each in figures.items()])
     rates = measure(turns=given.turns or 9)
     if given.json:

@@ -7,9 +7,9 @@
     with orderly.cupy.mem_pool():     # or only what this thread makes in here
         cupy.empty(1_000_000)
 
-Memory is in the order of CuPy's current stream, as CuPy's own pool has it: an array is allocated in the stream that is current
-then and freed in the same one. Work of another stream on it is for the program to order, or told by ``record_stream``.
-orderly must have been built with CUDA.
+Memory is in the order of CuPy's current stream, as CuPy's own pool has it: an array is allocated in the stream that is
+current then and freed in the same one. Work of another stream on it is for the program to order, or told by
+``record_stream``. orderly must have been built with CUDA.
 """
 
 import contextlib
@@ -72,8 +72,8 @@ def _function(given):
 
 
 def enable(pool=None):
-    """CuPy takes its memory from the pool in the whole process. pool: a MemoryPool of the only device that is used; by default
-    each device has one of its own, with all of its memory. Arrays that are alive stay where they are."""
+    """CuPy takes its memory from the pool in the whole process. pool: a MemoryPool of the only device that is used; by
+    default each device has one of its own, with all of its memory. Arrays that are alive stay where they are."""
     cupy.cuda.set_allocator(_function(pool))
 
 
@@ -90,8 +90,8 @@ def mem_pool(pool=None):
 
 
 def record_stream(array, stream):
-    """Work in `stream` uses the array too: freed, it stays out of use until that is done as well. Raises ValueError if the array's
-    memory is of no pool."""
+    """Work in `stream` uses the array too: freed, it stays out of use until that is done as well. Raises ValueError if
+    the array's memory is of no pool."""
     address = array.data.mem.ptr
     for each in list(_serving.values()):
         if each.owns(address):

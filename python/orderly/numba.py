@@ -5,8 +5,8 @@ Either ``NUMBA_CUDA_MEMORY_MANAGER=orderly.numba`` in the environment, or, befor
     import orderly.numba
     orderly.numba.enable()
 
-Numba names no stream when it allocates or frees: the pool takes it for the legacy default stream, which waits for the work of
-other streams and these for it, except for streams made as non-blocking. orderly must have been built with CUDA.
+Numba names no stream when it allocates or frees: the pool takes it for the legacy default stream, which waits for the
+work of other streams and these for it, except for streams made as non-blocking. orderly must have been built with CUDA.
 """
 
 import ctypes
@@ -22,7 +22,8 @@ from . import MemoryPool
 __all__ = ['MemoryManager', 'enable', 'kind', 'pool']
 
 kind = 'virtual'
-"""Of memory, as MemoryPool has it. 'device', set before the first allocation, is what other processes can be given (IPC)."""
+"""Of memory, as MemoryPool has it. 'device', set before the first allocation, is what other processes can be given
+(IPC)."""
 
 _lock = threading.Lock()
 _pools = {}  # by device

@@ -7,10 +7,10 @@
     with orderly.numpy.mem_pool():      # or only those that are made in here
         numpy.empty(1_000_000)
 
-NumPy keeps its handler of memory in the context (contextvars): a thread that starts later begins with NumPy's own, and calls
-``enable()`` itself; a task of asyncio inherits that of who made it. Arrays may be dropped anywhere, at any time: each goes back
-to where it came from. Every array starts at a multiple of the pool's granule, 256 bytes. ``numpy.zeros`` writes its zeros, which
-NumPy's own handler leaves to the system for large arrays. NumPy 1.22 or newer.
+NumPy keeps its handler of memory in the context (contextvars): a thread that starts later begins with NumPy's own, and
+calls ``enable()`` itself; a task of asyncio inherits that of who made it. Arrays may be dropped anywhere, at any time:
+each goes back to where it came from. Every array starts at a multiple of the pool's granule, 256 bytes. ``numpy.zeros``
+writes its zeros, which NumPy's own handler leaves to the system for large arrays. NumPy 1.22 or newer.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ def _handler(pool):
 def enable(pool=None):
     """Arrays of this context come from the pool from now on. Returns the pool.
 
-    pool: a MemoryPool in host memory without streams, or a BuddyAllocator; by default one as large as the machine's memory,
-    the same each time. It serves for ever, since its arrays may live as long as the process. Raises TypeError, ValueError,
-    ImportError (NumPy is too old).
+    pool: a MemoryPool in host memory without streams, or a BuddyAllocator; by default one as large as the machine's
+    memory, the same each time. It serves for ever, since its arrays may live as long as the process. Raises TypeError,
+    ValueError, ImportError (NumPy is too old).
     """
     pool, handler = _handler(pool)
     _core._numpy_set_handler(handler)

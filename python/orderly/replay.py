@@ -2,9 +2,9 @@
 
     python -m orderly.replay LOG... [--find-limit] [--limit BYTES] [--chunk BYTES] [--slack FRACTION] [--json]
 
-LOG: from orderly.record, or in RMM's columns; .csv, also compressed (.gz, .xz, .zst). The calls are made on one thread, in their
-recorded order, in host memory that nobody touches. For other allocators, threads, streams and pictures there is orderly-replay,
-which ./bench/run builds; it reads the same files.
+LOG: from orderly.record, or in RMM's columns; .csv, also compressed (.gz, .xz, .zst). The calls are made on one thread,
+in their recorded order, in host memory that nobody touches. For other allocators, threads, streams and pictures there
+is orderly-replay, which ./bench/run builds; it reads the same files.
 """
 
 import argparse
@@ -43,7 +43,8 @@ def _open(path):
 
 
 def read(path):
-    """A log as calls: the bytes for _core._replay, the number of slots, the highest sum of live bytes, the number of threads.
+    """A log as calls: the bytes for _core._replay, the number of slots, the highest sum of live bytes, the number of
+    threads.
 
     Raises ValueError for what is no log, with the line."""
     calls, live, free_slots = array.array('Q'), {}, []
@@ -78,7 +79,8 @@ def read(path):
 
 
 def _least_limit(trace, slots, peak, options):
-    """The smallest limit, in 1/200 of the peak of live bytes, with which no call is refused; None: not below four peaks."""
+    """The smallest limit, in 1/200 of the peak of live bytes, with which no call is refused; None: not below four
+    peaks."""
     def serves(steps):
         return _core._replay(trace, slots, limit=max(peak * steps // 200, 1 << 16), **options)['refused'] == 0
 
@@ -92,14 +94,16 @@ def _least_limit(trace, slots, peak, options):
 
 
 def replay(path, *, limit=0, chunk=0, slack=0.2, repeat=3, find_limit=False):
-    """What a log comes to, as a dictionary: number of calls and threads, peak of live bytes and of committed ones, their ratio,
-    nanoseconds a call (the best of `repeat`), refused allocations, and the least limit if it is asked for. Raises ValueError."""
+    """What a log comes to, as a dictionary: number of calls and threads, peak of live bytes and of committed ones,
+    their ratio, nanoseconds a call (the best of `repeat`), refused allocations, and the least limit if it is asked for.
+    Raises ValueError."""
     trace, slots, peak, threads = read(path)
     options = {'chunk': chunk, 'slack': slack}
     runs = [_core._replay(trace, slots, limit=limit, **options) for _ in range(repeat)]
     calls = max(runs[0]['calls'], 1)
     found = {'log': str(path), 'calls': runs[0]['calls'], 'threads': threads, 'peak_live': peak,
-             'peak_committed': runs[0]['peak_committed'], 'committed_over_live': runs[0]['peak_committed'] / max(peak, 1),
+             'peak_committed': runs[0]['peak_committed'],
+             'committed_over_live': runs[0]['peak_committed'] / max(peak, 1),
              'ns_a_call': min(run['seconds'] for run in runs) / calls * 1e9, 'refused': runs[0]['refused']}
     if find_limit:
         found['least_limit_over_live'] = _least_limit(trace, slots, peak, options)
@@ -133,10 +137,12 @@ def main(arguments=None):
     for each in found:
         print(f"{each['log']}: {each['calls']:,} calls of {each['threads']} threads")
         print(f"  peak of live bytes   {each['peak_live'] / 2**20:12,.2f} MiB")
-        print(f"  peak committed       {each['peak_committed'] / 2**20:12,.2f} MiB, {each['committed_over_live']:.3f} of that")
+        print(f"  peak committed       {each['peak_committed'] / 2**20:12,.2f} MiB, "
+              f"{each['committed_over_live']:.3f} of that")
         if given.find_limit:
             least = each['least_limit_over_live']
-            print('  least limit          ' + (f'{least:12.3f} of the live bytes' if least else '   more than 4 times the live bytes'))
+            print('  least limit          ' +
+                  (f'{least:12.3f} of the live bytes' if least else '   more than 4 times the live bytes'))
         print(f"  a call               {each['ns_a_call']:12.1f} ns" +
               (f"; {each['refused']:,} allocations refused" if each['refused'] else ''))
     return None

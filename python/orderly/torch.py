@@ -8,9 +8,9 @@
         model(batch)
     print(orderly.torch.memory_stats())
 
-On the CPU this goes through PyTorch's allocator hook, by a small library that is compiled against the installed PyTorch the
-first time (a C++ compiler and PyTorch's headers are needed; the result is kept in the user's cache folder). On a GPU it is
-PyTorch's pluggable allocator, for which orderly must have been built with CUDA.
+On the CPU this goes through PyTorch's allocator hook, by a small library that is compiled against the installed PyTorch
+the first time (a C++ compiler and PyTorch's headers are needed; the result is kept in the user's cache folder). On a
+GPU it is PyTorch's pluggable allocator, for which orderly must have been built with CUDA.
 
 Tensors may be freed at any time, also after ``disable()``: each goes back to where it came from.
 """
@@ -30,8 +30,9 @@ import torch
 
 from . import MemoryPool, _core, has_cuda
 
-__all__ = ['build', 'disable', 'empty_cache', 'enable', 'is_enabled', 'max_memory_allocated', 'mem_pool', 'memory_allocated',
-           'memory_reserved', 'memory_snapshot', 'memory_stats', 'pool', 'set_per_process_memory_fraction']
+__all__ = ['build', 'disable', 'empty_cache', 'enable', 'is_enabled', 'max_memory_allocated', 'mem_pool',
+           'memory_allocated', 'memory_reserved', 'memory_snapshot', 'memory_stats', 'pool',
+           'set_per_process_memory_fraction']
 
 _lock = threading.RLock()
 _cpu_library = None
@@ -62,7 +63,8 @@ def build():
     Raises RuntimeError, with what the compiler said.
     """
     source = pathlib.Path(__file__).with_name('_torch_cpu.cpp')
-    what = source.read_bytes() + repr((torch.__version__, torch.__file__, getattr(torch.version, 'git_version', ''))).encode()
+    version = torch.__version__, torch.__file__, getattr(torch.version, 'git_version', '')
+    what = source.read_bytes() + repr(version).encode()
     home = os.environ.get('ORDERLY_CACHE') or pathlib.Path(
         os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'orderly'
     library = pathlib.Path(home) / f'torch_cpu-{hashlib.sha256(what).hexdigest()[:16]}.so'
@@ -75,8 +77,8 @@ def build():
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
-            raise RuntimeError(f'orderly.torch needs a C++ compiler, once, for PyTorch {torch.__version__}: {error}. Install '
-                               'one, or name it in CXX') from error
+            raise RuntimeError(f'orderly.torch needs a C++ compiler, once, for PyTorch {torch.__version__}: {error}. '
+                               'Install one, or name it in CXX') from error
         if done.returncode != 0:
             raise RuntimeError(f'orderly.torch cannot be compiled for PyTorch {torch.__version__}; are its headers '
                                f'installed?\n{" ".join(command)}\n{done.stderr}')
@@ -97,8 +99,8 @@ def _cpu():
             library.orderly_torch_cpu_record.argtypes = [ctypes.c_void_p] * 2
             library.orderly_torch_cpu_record.restype = None
             if library.orderly_torch_cpu_install() != 0:
-                raise RuntimeError("orderly.torch: PyTorch's CPU allocator cannot be replaced; another library has set one "
-                                   'that hides how its memory is freed')
+                raise RuntimeError("orderly.torch: PyTorch's CPU allocator cannot be replaced; another library has "
+                                   'set one that hides how its memory is freed')
             _cpu_library = library
         return _cpu_library
 
@@ -149,14 +151,15 @@ def _cuda_allocator(allocate):
         raise RuntimeError(f'orderly.torch: PyTorch {torch.__version__} has no pluggable allocators; 2.0 has')
     allocator = torch.cuda.memory.CUDAPluggableAllocator(_core.__file__, allocate, 'orderly_torch_free')
     inner = allocator.allocator()
-    for setter, function in (('set_record_stream_fn', 'orderly_torch_record_stream'), ('set_reset_fn', 'orderly_torch_reset'),
+    for setter, function in (('set_record_stream_fn', 'orderly_torch_record_stream'),
+                             ('set_reset_fn', 'orderly_torch_reset'),
                              ('set_memory_fraction_fn', 'orderly_torch_memory_fraction'),
                              ('set_base_alloc_fn', 'orderly_torch_base_alloc'), ('set_init_fn', 'orderly_torch_init')):
         if hasattr(inner, setter):  # PyTorch has got them one after the other
             getattr(inner, setter)(ctypes.cast(getattr(library, function), ctypes.c_void_p).value)
         elif setter == 'set_record_stream_fn':
-            warnings.warn('This PyTorch ignores Tensor.record_stream with pluggable allocators: keep a tensor that several '
-                          'streams use until all of them are done', stacklevel=3)
+            warnings.warn('This PyTorch ignores Tensor.record_stream with pluggable allocators: keep a tensor that '
+                          'several streams use until all of them are done', stacklevel=3)
     return allocator
 
 
@@ -178,15 +181,16 @@ def _kind(device):
     return kind
 
 
-# ---------------------------------------------------------------------------------------------------------------- public
+# --------------------------------------------------------------------------------------------------------------- public
 
 def enable(pool=None, *, device=None):
     """Has PyTorch take its memory from a pool, in the whole process. Returns the pool; None on CUDA.
 
-    pool: a MemoryPool in host memory; by default one as large as the machine's memory, the same each time. It serves for
-    ever: its tensors may live as long as the process. device: 'cpu' or 'cuda'; by default 'cuda' where PyTorch and orderly
-    both have it. On CUDA each device has a pool of its own, and this must be called before PyTorch uses the device; their
-    sizes are set by ``ORDERLY_TORCH_CAPACITY`` (bytes, or as 20G) and ``set_per_process_memory_fraction``.
+    pool: a MemoryPool in host memory; by default one as large as the machine's memory, the same each time. It serves
+    for ever: its tensors may live as long as the process. device: 'cpu' or 'cuda'; by default 'cuda' where PyTorch and
+    orderly both have it. On CUDA each device has a pool of its own, and this must be called before PyTorch uses the
+    device; their sizes are set by ``ORDERLY_TORCH_CAPACITY`` (bytes, or as 20G) and
+    ``set_per_process_memory_fraction``.
 
     Raises RuntimeError (no compiler, no CUDA, too late), ValueError.
     """
@@ -233,9 +237,9 @@ def pool():
 def mem_pool(pool=None, *, device=None):
     """What this thread allocates in the ``with`` block comes from the pool, which is its value.
 
-    pool: as for enable(). Other threads go on as they were; those that PyTorch starts for the inside of an operator allocate
-    nothing of note. On CUDA: a ``torch.cuda.MemPool``, by which PyTorch's own allocator takes whole segments from a pool.
-    Blocks may be nested.
+    pool: as for enable(). Other threads go on as they were; those that PyTorch starts for the inside of an operator
+    allocate nothing of note. On CUDA: a ``torch.cuda.MemPool``, by which PyTorch's own allocator takes whole segments
+    from a pool. Blocks may be nested.
     """
     if _kind(device) == 'cuda':
         if pool is None:
@@ -289,9 +293,9 @@ def set_per_process_memory_fraction(fraction, device=None):
 def memory_stats(device=None, *, pool=None):
     """Figures of the pool under the names of torch.cuda.memory_stats, in bytes and numbers.
 
-    ``allocated_bytes`` and ``requested_bytes``: of live blocks, as they lie and as they were asked for; ``reserved_bytes``:
-    what the pool holds of the system; ``allocation.all``: blocks; ``num_ooms``: refused allocations;
-    ``orderly.bad_frees``: refused frees. Those without a counterpart in the pool are left out.
+    ``allocated_bytes`` and ``requested_bytes``: of live blocks, as they lie and as they were asked for;
+    ``reserved_bytes``: what the pool holds of the system; ``allocation.all``: blocks; ``num_ooms``: refused
+    allocations; ``orderly.bad_frees``: refused frees. Those without a counterpart in the pool are left out.
     """
     stats = _cuda_statistics(device) if _kind(device) == 'cuda' else _pool_of(pool).stats()
     return {
