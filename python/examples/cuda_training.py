@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""A training step on a GPU with all of PyTorch's memory in a pool. Exit status 77: no GPU, or no CUDA in PyTorch or orderly."""
+"""A training step on a GPU with all of PyTorch's memory in a pool. Exit status 77: no GPU, or no CUDA in PyTorch or
+orderly."""
 
 import sys
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""An inference server on the CPU: several threads, one PyTorch model, requests of many sizes, and a pool below all of it.
+"""An inference server on the CPU: several threads, one PyTorch model, requests of many sizes, a pool below all of it.
 
     inference_server.py [--threads 3] [--requests 60] [--default]
 
---default leaves PyTorch its own allocator. The last line is JSON: seconds, page faults, peak memory of the process in MiB, and
-what the pool has to say.
+--default leaves PyTorch its own allocator. The last line is JSON: seconds, page faults, peak memory of the process in
+MiB, and what the pool has to say.
 """
 
 import argparse

@@ -150,7 +150,8 @@ class Scene:
             orderly.BuddyAllocator(**options)
 
     def allocate(self, pool, step):
-        arguments = {'bytes': size_of(step['bytes']), 'alignment': size_of(step.get('alignment', 1)), **self.stream(step)}
+        arguments = {'bytes': size_of(step['bytes']), 'alignment': size_of(step.get('alignment', 1)),
+                     **self.stream(step)}
         if step.get('handle'):
             got = pool.allocate_checked(**arguments)
         else:

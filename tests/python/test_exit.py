@@ -10,8 +10,8 @@ import pytest
 
 
 def run(program, *, ends=0, timeout=120):
-    done = subprocess.run([sys.executable, '-c', textwrap.dedent(program)], capture_output=True, text=True, timeout=timeout,
-                          check=False)
+    done = subprocess.run([sys.executable, '-c', textwrap.dedent(program)], capture_output=True, text=True,
+                          timeout=timeout, check=False)
     assert done.returncode == ends, done.stderr
     assert done.stderr == ''
     return done.stdout
@@ -26,7 +26,7 @@ class Node: pass
 node = Node(); node.tensor = pool.empty(1000); node.self = node; node.pool = pool
 ''',
     'a view': 'view = memoryview(pool.empty(1000)); del pool',
-    'an array': 'import numpy; array = numpy.asarray(pool.empty(1000)); other = numpy.from_dlpack(pool.empty(10)); del pool',
+    'arrays': 'import numpy; array = numpy.asarray(pool.empty(9)); other = numpy.from_dlpack(pool.empty(9)); del pool',
     'a capsule': 'capsule = pool.empty(1000).__dlpack__()',
     'the module builtins': 'import builtins; builtins.kept = pool.empty(1000)',
     'the module sys': 'import sys; sys.kept = pool.empty(1000)',
@@ -37,8 +37,10 @@ class Node:
 node = Node()
 ''',
     'a function of atexit': 'import atexit; atexit.register(lambda tensor=pool.empty(1000): pool.free_tensor(tensor))',
-    'handlers': 'other = orderly.MemoryPool(capacity=1 << 20, on_bad_free=print, on_out_of_memory=lambda size: other.trim())\n'
-                'tensor = other.empty(10)',
+    'handlers': '''
+other = orderly.MemoryPool(capacity=1 << 20, on_bad_free=print, on_out_of_memory=lambda size: other.trim())
+tensor = other.empty(10)
+''',
     'a thread-local': 'import threading; local = threading.local(); local.tensor = pool.empty(10)',
 }
 
@@ -59,6 +61,12 @@ def test_daemon_threads_that_allocate_until_the_end(size):
             def work():
                 while True:
                     pool.empty({size}, 'uint8')
+            class Slow:  # so that the threads want the interpreter while it goes
+                def __del__(self, now=time.monotonic):
+                    end = now() + 0.1
+                    while now() < end:
+                        pass
+            slow = Slow()
             for _ in range(4):
                 threading.Thread(target=work, daemon=True).start()
             time.sleep(0.05)
@@ -95,8 +103,8 @@ def test_work_in_streams_is_done_before_the_interpreter_goes():
 
 
 def test_an_exception_that_ends_the_program():
-    done = subprocess.run([sys.executable, '-c', 'import orderly\npool = orderly.MemoryPool()\ntensor = pool.empty(9)\n1 / 0'],
-                          capture_output=True, text=True, check=False, timeout=120)
+    program = 'import orderly\npool = orderly.MemoryPool()\ntensor = pool.empty(9)\n1 / 0'
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert done.stderr.endswith('ZeroDivisionError: division by zero\n')
 

@@ -1,5 +1,5 @@
-"""The plug-ins for GPUs where there is none: against stand-ins for CuPy, Numba and PyTorch, which behave as those do at the
-places that the plug-ins use. A pool in host memory takes the place of the device's.
+"""The plug-ins for GPUs where there is none: against stand-ins for CuPy, Numba and PyTorch, which behave as those do at
+the places that the plug-ins use. A pool in host memory takes the place of the device's.
 
 On a machine with a GPU the last tests run with the libraries themselves.
 """
@@ -252,7 +252,8 @@ def test_pytorchs_pluggable_allocator(monkeypatch):
         plugin.enable(orderly.MemoryPool(capacity=MIB), device='cuda')
     plugin.enable(device='cuda')
     assert changed[0].names[1:] == ('orderly_torch_alloc', 'orderly_torch_free')
-    assert set(set_to) == {'set_record_stream_fn', 'set_reset_fn', 'set_memory_fraction_fn', 'set_base_alloc_fn', 'set_init_fn'}
+    names = 'record_stream', 'reset', 'memory_fraction', 'base_alloc', 'init'
+    assert set(set_to) == {f'set_{name}_fn' for name in names}
     assert all(isinstance(address, int) and address for address in set_to.values())
     assert plugin.is_enabled('cuda')
     with pytest.raises(RuntimeError, match='until the process ends'):

@@ -26,8 +26,8 @@ LOG = '''Thread,Time,Action,Pointer,Size,Stream
 
 
 def run(*arguments, **environment):
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=600,
-                          env=dict(os.environ, **environment))
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False,
+                          timeout=600, env=dict(os.environ, **environment))
 
 
 def test_a_log_is_replayed(tmp_path):

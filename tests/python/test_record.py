@@ -52,8 +52,8 @@ def test_numpy(tmp_path, name):
     after = numpy.ones(50_001, 'uint8')
     rows, live = rows_of(tmp_path / name)
     large = [(row['Action'], int(row['Size'])) for row in rows if int(row['Size']) > 10_000]
-    assert large == [('allocate', 10_001), ('allocate', 20_001), ('free', 10_001), ('free', 20_001), ('allocate', 30_001),
-                     ('allocate', 40_001)]
+    assert large == [('allocate', 10_001), ('allocate', 20_001), ('free', 10_001), ('free', 20_001),
+                     ('allocate', 30_001), ('allocate', 40_001)]
     assert {'30001', '40001'} <= set(live.values())
     assert 1234 not in sizes(rows, 'free') and 50_001 not in sizes(rows, 'allocate')
     assert kept.sum() == 40_001 and after.sum() == 50_001
@@ -121,7 +121,8 @@ def torch_or_skip():
 def test_pytorch_with_threads_and_a_pool(tmp_path):
     torch = torch_or_skip()
     pool = orderly.MemoryPool(capacity=256 << 20)
-    before = torch.ones(1234, dtype=torch.uint8)
+    with orderly.torch.mem_pool(pool):
+        before = torch.ones(1234, dtype=torch.uint8)
 
     def work():
         for size in range(1, 100):

@@ -43,7 +43,8 @@ def run_all(targets):
 
 
 def pools():
-    return [orderly.MemoryPool(capacity=256 * MIB), orderly.MemoryPool(capacity=256 * MIB, streams=orderly.SoftwareDevice())]
+    return [orderly.MemoryPool(capacity=256 * MIB),
+            orderly.MemoryPool(capacity=256 * MIB, streams=orderly.SoftwareDevice())]
 
 
 @pytest.mark.parametrize('pool', pools(), ids=['plain', 'streams'])

@@ -44,8 +44,8 @@ def is_in(pool, tensor):
     return pool.owns(tensor.data_ptr())
 
 
-@pytest.mark.parametrize('name', ['bool', 'uint8', 'int8', 'int16', 'int32', 'int64', 'float16', 'bfloat16', 'float32', 'float64',
-                                  'complex64', 'complex128'])
+@pytest.mark.parametrize('name', ['bool', 'uint8', 'int8', 'int16', 'int32', 'int64', 'float16', 'bfloat16', 'float32',
+                                  'float64', 'complex64', 'complex128'])
 @pytest.mark.parametrize('shape', [(), (3,), (2, 3, 4)])
 def test_pytorch_takes_a_tensor(name, shape):
     pool = orderly.MemoryPool(capacity=64 * MIB)
