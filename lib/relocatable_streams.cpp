@@ -23,6 +23,10 @@
 /// Streams that end. The last event of each takes its place among the users, until it has passed. Without such an event its
 ///   users' bit is lost: a block that has it stays until all is known to be idle. The event is the pool's; in safe mode, and
 ///   of per-thread streams, whose events only their own threads can record, it is the one that each unpin() records.
+/// Captures. A stream that captures is not noted, so no block is pinned for it: what a graph uses is pinned before, and a
+///   pinned block is never marked.
+/// Linearization. pin(): its CAS. A move: the end of the mark. deallocate(): the store that ends the generation; between its
+///   mark and that, others wait as for a step.
 /// Order of mutexes: that of steps, those of the pool, that of events. Nothing is marked for long: between the marks and the
 ///   end of a step are (2) to (4), calls of the driver that wait for nothing.
 #include "orderly/relocatable_streams.hpp"

@@ -587,17 +587,17 @@ const registered<changed_hands> e3("relocation", "changed-hands-without-barrier"
 const registered<renamed> e1("relocation", "renamed", {.long_bound = 2});
 const registered<resized> e2("relocation", "resized", {.long_bound = 2, .barrier_refusals = 2});
 const registered<planned_in_use> d1("relocation", "planned-in-use", {.long_bound = 2});
-const registered<copied_in_use> f1("relocation", "copied-in-use", {.long_bound = 2});
-const registered<one_waits_for_both> f2("relocation", "one-waits-for-both", {.long_bound = 2});
-const registered<noted_by_two> f3("relocation", "noted-by-two", {.long_bound = 2});
-const registered<copied_and_freed> g1("relocation", "copied-and-freed", {.long_bound = 2});
-const registered<copied_and_freed_twice> g2("relocation", "copied-and-freed-twice", {.long_bound = 2});
-const registered<copied_unused> g3("relocation", "copied-unused", {.long_bound = 2});
+const registered<copied_in_use> f1("relocation", "copied-in-use");
+const registered<one_waits_for_both> f2("relocation", "one-waits-for-both");
+const registered<noted_by_two> f3("relocation", "noted-by-two");
+const registered<copied_and_freed> g1("relocation", "copied-and-freed", {.long_bound = 3});
+const registered<copied_and_freed_twice> g2("relocation", "copied-and-freed-twice");
+const registered<copied_unused> g3("relocation", "copied-unused");
 const registered<copied_in_two> h1("relocation", "copied-in-two", {.long_bound = 2});
-const registered<copying_and_using> h3("relocation", "copying-and-using", {.long_bound = 2});
+const registered<copying_and_using> h3("relocation", "copying-and-using");
 const registered<old_place_taken> h2("relocation", "old-place-taken", {.long_bound = 2});
 const registered<copied_and_released> i1("relocation", "copied-and-released", {.long_bound = 2});
-const registered<copier_released> i2("relocation", "copier-released", {.long_bound = 2});
-const registered<copied_without_event> i3("relocation", "copied-without-event", {.long_bound = 2});
+const registered<copier_released> i2("relocation", "copier-released");
+const registered<copied_without_event> i3("relocation", "copied-without-event");
 
 }  // namespace
