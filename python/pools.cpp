@@ -314,11 +314,15 @@ void bind_common(nb::class_<Object>& c) {
           "capacity", [](const Object& self) { return self.of->capacity(); }, "Most bytes ever managed.")
       .def_prop_ro(
           "device", [](const Object& self) { return self.of->where().name(); }, "Where the memory is.")
-      .def("__reduce_ex__", [](const Object&, nb::handle) {
-        raise(PyExc_TypeError,
-              "a pool of orderly can be neither pickled nor copied: its memory is this process's; make one "
-              "in each process");
-      });
+      .def(
+          "__reduce_ex__",
+          [](const Object&, nb::handle) {
+            raise(PyExc_TypeError,
+                  "a pool of orderly can be neither pickled nor copied: its memory is this process's; make one "
+                  "in each process");
+          },
+          nb::sig("def __reduce_ex__(self, protocol: typing.SupportsIndex) -> str | tuple[typing.Any, ...]"),
+          "Raises TypeError.");
 }
 
 constexpr const char* options_text =

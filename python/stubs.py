@@ -21,7 +21,8 @@ def main(path, output):
     loader.exec_module(module)
     stub = StubGen(module=module, quiet=True, include_private=False)
     stub.put(module)
-    pathlib.Path(output).write_text(stub.get(), encoding='utf-8')
+    text = stub.get().rstrip('\n') + '\n\n__version__: str\n'  # which it passes over, as a name with underscores
+    pathlib.Path(output).write_text(text, encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -323,10 +323,10 @@ void bind_tensor(nb::module_& m) {
       "is in the stream then may still use it. It may be dropped by any thread, in any order, at any time.")
       .def_prop_ro(
           "shape", [](const tensor& self) { return tuple_of(self.shape().lengths(), self.shape().count()); },
-          "Lengths of the dimensions, in elements.")
+          nb::for_getter(nb::sig("def shape(self) -> tuple[int, ...]")), "Lengths of the dimensions, in elements.")
       .def_prop_ro(
           "strides", [](const tensor& self) { return tuple_of(self.shape().strides(), self.shape().count()); },
-          "Steps of the dimensions, in bytes.")
+          nb::for_getter(nb::sig("def strides(self) -> tuple[int, ...]")), "Steps of the dimensions, in bytes.")
       .def_prop_ro(
           "dtype", [](const tensor& self) { return self.type().name; }, "Name of the elements' type.")
       .def_prop_ro("nbytes", &tensor::bytes, "Bytes of all elements.")
@@ -344,26 +344,39 @@ void bind_tensor(nb::module_& m) {
           },
           "Handle of the stream that it was allocated in; None: of no stream.")
       .def_prop_ro("is_live", &tensor::is_live, "False: it was freed by `free_tensor`.")
-      .def_prop_ro("__array_interface__", [](const tensor& self) { return array_interface(self, false); })
-      .def_prop_ro("__cuda_array_interface__", [](const tensor& self) { return array_interface(self, true); })
+      .def_prop_ro(
+          "__array_interface__", [](const tensor& self) { return array_interface(self, false); },
+          nb::for_getter(nb::sig("def __array_interface__(self) -> dict[str, typing.Any]")),
+          "For NumPy, of a tensor in host memory. Raises AttributeError, ValueError.")
+      .def_prop_ro(
+          "__cuda_array_interface__", [](const tensor& self) { return array_interface(self, true); },
+          nb::for_getter(nb::sig("def __cuda_array_interface__(self) -> dict[str, typing.Any]")),
+          "For CuPy, Numba and others, of a tensor on a device. Raises AttributeError, ValueError.")
       .def("__dlpack__", dlpack, nb::kw_only(), "stream"_a = nb::none(), "max_version"_a = nb::none(),
            "dl_device"_a = nb::none(), "copy"_a = nb::none(),
            "A DLPack capsule. stream: where the consumer will use it, as the array API has it; that stream then waits "
            "for\n"
            "the tensor's. -1: it does not. Raises BufferError.")
-      .def("__dlpack_device__",
-           [](const tensor& self) { return nb::make_tuple(self.pool().where().type, self.pool().where().id); })
+      .def(
+          "__dlpack_device__",
+          [](const tensor& self) { return nb::make_tuple(self.pool().where().type, self.pool().where().id); },
+          nb::sig("def __dlpack_device__(self) -> tuple[int, int]"),
+          "Kind and number of the device, as DLPack has them.")
       .def("__len__",
            [](const tensor& self) {
              if (self.shape().count() == 0) raise(PyExc_TypeError, "len() of a tensor without dimensions");
              return self.shape().lengths()[0];
            })
       .def("__repr__", repr)
-      .def("__reduce_ex__", [](const tensor&, nb::handle) {
-        raise(PyExc_TypeError,
-              "an orderly.Tensor can be neither pickled nor copied: it is a block of a pool of this process; use "
-              "numpy.array(tensor) or torch.from_dlpack(tensor).clone()");
-      });
+      .def(
+          "__reduce_ex__",
+          [](const tensor&, nb::handle) {
+            raise(PyExc_TypeError,
+                  "an orderly.Tensor can be neither pickled nor copied: it is a block of a pool of this process; use "
+                  "numpy.array(tensor) or torch.from_dlpack(tensor).clone()");
+          },
+          nb::sig("def __reduce_ex__(self, protocol: typing.SupportsIndex) -> str | tuple[typing.Any, ...]"),
+          "Raises TypeError.");
 }
 
 }  // namespace orderly::python

@@ -36,7 +36,7 @@ __all__ = ['build', 'disable', 'empty_cache', 'enable', 'is_enabled', 'max_memor
 
 _lock = threading.RLock()
 _cpu_library = None
-_cpu_hooks = {}   # pools that have served, by identity, with what the library calls them by
+_cpu_hooks: dict = {}  # pools that have served, by identity, with what the library calls them by
 _cpu_pool = None  # the one that serves everybody
 _cpu_default = None
 _cuda_library = None

@@ -149,7 +149,8 @@ class Tensors(RuleBasedStateMachine):
         assert self.pool.stats()['requested'] == 0
 
 
-FEW = settings(max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=30, stateful_step_count=30, deadline=None, database=None,
+               suppress_health_check=list(HealthCheck))
 TestBlocks = Blocks.TestCase
 TestBlocks.settings = FEW
 TestTensors = Tensors.TestCase
