@@ -137,7 +137,8 @@ void bind_streams(nb::module_& m) {
           "__init__",
           [](stream_object* self, const device_object& device) {
             auto made = without_gil([&] {
-              return std::make_shared<software_stream_object>(device.on, software_stream(device.on->device()));
+              return std::make_shared<software_stream_object>(
+                  software_stream_object{device.on, software_stream(device.on->device())});
             });
             new (self) stream_object{std::move(made)};
           },
