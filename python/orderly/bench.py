@@ -63,7 +63,7 @@ def _rate(run, threads, count):
     return count // threads * threads / (time.perf_counter() - start)
 
 
-def measure(threads=(1, 4), turns=9, count=20_000):
+def measure(threads=(1, 4), turns=9, count=200_000):
     """Million allocations a second, by name and number of threads: medians of the turns."""
     rates = {}
     makers = _makers()
