@@ -612,10 +612,14 @@ TEST_CASE("parts are given back while the division is under way: nobody merges w
     run_threads(2, [&](std::size_t self) {
       if (self == 0) {  // as lib/divide.cpp
         store.divide(*n, 0, live);
-        live.each_live([&](std::uint32_t i) { store.word(part(i)).store(live_bits(whole), std::memory_order_release); });
+        live.each_live([&](std::uint32_t i) {
+          store.word(part(i)).store(live_bits(whole), std::memory_order_release);
+        });
         store.word(*n).store(block_word::split().bits(), std::memory_order_release);
         while (!all_given.load()) std::this_thread::yield();
-        live.each_free([&](std::uint32_t i, unsigned up) { store.give({i >> up, static_cast<std::uint8_t>(up)}, whole); });
+        live.each_free([&](std::uint32_t i, unsigned up) {
+          store.give({i >> up, static_cast<std::uint8_t>(up)}, whole);
+        });
         return;
       }
       live.each_live([&](std::uint32_t i) {

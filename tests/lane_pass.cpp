@@ -173,7 +173,8 @@ class traffic {
   [[nodiscard]] last_uses::work enqueue(software_stream& in, std::vector<last_uses::work> before) {
     auto done = std::make_shared<std::atomic<bool>>(false);
     in.enqueue([this, done, before = std::move(before)] {
-      for (const last_uses::work& each : before) found_.expect(each->load(), "memory was given away while it was in use");
+      for (const last_uses::work& each : before)
+        found_.expect(each->load(), "memory was given away while it was in use");
       *done = true;
     });
     return done;
@@ -215,7 +216,8 @@ class traffic {
     if (uniform(random, 0, 3) == 0) {
       place& other = places_[uniform(random, 0, places_.size() - 1)];
       const std::shared_lock used(other.mutex);
-      found_.expect(tested_->record_stream(last.address, other.stream->handle()) == error::none, "a record was refused");
+      found_.expect(tested_->record_stream(last.address, other.stream->handle()) == error::none,
+                    "a record was refused");
       behind_its_use(other);
       last.by.push_back(enqueue(*other.stream, last.by));
     }

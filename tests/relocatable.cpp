@@ -438,7 +438,9 @@ TEST_CASE("who frees a block that another has let go of comes behind its last us
 TEST_CASE("handles are made up while their records are made") {
   constexpr std::size_t page = 4096;  // records that are made at once
   constexpr std::size_t count = 16 * page;
-  const auto made_up = [](std::size_t record) { return static_cast<relocatable>(std::uint64_t{1} << 32 | (record + 1)); };
+  const auto made_up = [](std::size_t record) {
+    return static_cast<relocatable>(std::uint64_t{1} << 32 | (record + 1));
+  };
   pool tested(options{.capacity = 64 * mib});
   relocatable_blocks blocks(tested);
   findings found;

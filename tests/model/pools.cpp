@@ -421,8 +421,8 @@ struct soft_limit : of_pool {
     free_sized(another, 1, 0);
   }
   void check() override {
-    ORDERLY_EXPECT(tested->stats().peak_committed <= soft * 2 * granule, "%zu bytes were committed, and a cache had enough",
-                   tested->stats().peak_committed);
+    const std::size_t peak = tested->stats().peak_committed;
+    ORDERLY_EXPECT(peak <= soft * 2 * granule, "%zu bytes were committed, and a cache had enough", peak);
     check_idle();
   }
 };

@@ -238,8 +238,8 @@ struct resized : of_blocks {
   }
 };
 
-/// A block's address becomes one of the pool's own, and its record another block's, in another chunk: a run that sees the
-/// new handle beside the old address moves neither.
+/// A block's address becomes one of the pool's own, and its record another block's, in another chunk: a run that sees
+/// the new handle beside the old address moves neither.
 struct changed_hands : of_blocks {
   relocatable old = relocatable::none;  ///< of the third chunk, which could be emptied into the first
   void* own = nullptr;
@@ -247,7 +247,9 @@ struct changed_hands : of_blocks {
   changed_hands() {
     as_thread(1, [this] {
       std::map<std::size_t, relocatable> rest;  // by granule
-      for (relocatable each = blocks->allocate(granule); each != relocatable::none; each = blocks->try_allocate(granule)) {
+      for (;;) {
+        const relocatable each = blocks->try_allocate(granule);
+        if (each == relocatable::none) break;
         rest[owners::granule_of(blocks->pin(each))] = each;
         blocks->unpin(each);
       }
@@ -580,8 +582,8 @@ const registered<freed_in_use> b2("relocation", "freed-in-use");
 const registered<taken_at_once> c1("relocation", "taken-at-once");
 const registered<made_up> c2("relocation", "made-up");
 const registered<planned_and_taken> d2("relocation", "planned-and-taken", {.long_bound = 2});
-// With the barrier a pass shows the step all that came before the plan. What was there before is seen by both loads of the
-// address, and those of the size in between: one, or two in the mutants' copy of the sources.
+// With the barrier a pass shows the step all that came before the plan. What was there before is seen by both loads of
+// the address, and those of the size in between: one, or two in the mutants' copy of the sources.
 const registered<changed_hands> e3("relocation", "changed-hands-without-barrier",
                                    {.long_bound = 2, .short_bound = 1, .stale = 4, .barrier = false});
 const registered<renamed> e1("relocation", "renamed", {.long_bound = 2});

@@ -75,7 +75,9 @@ class last_uses_source final : public memory_source {
     return inner_->reserve(bytes, alignment);
   }
   void release(void* address, std::size_t bytes) noexcept override { inner_->release(address, bytes); }
-  [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override { return inner_->commit(address, bytes); }
+  [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
+    return inner_->commit(address, bytes);
+  }
   [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
     if (!of_.take(address, bytes).empty()) ++of_.torn_away_;
     return inner_->decommit(address, bytes);
