@@ -13,8 +13,9 @@ bool tag_accounts::open(std::uint64_t granules) noexcept {
 
 tag_accounts::account* tag_accounts::new_table(std::uint32_t front) noexcept {
   auto* const made = static_cast<account*>(reserve_zeroed(bounds::tag_names * sizeof(account)));
-  // Relaxed: the system has zeroed it, and all that others read of it are figures.
-  if (made != nullptr) tables_[front - 1].store(made, relaxed);
+  if (made == nullptr) return nullptr;
+  writes_plain(made);
+  tables_[front - 1].store(made, release);  // look(): the table is there
   return made;
 }
 
@@ -51,8 +52,10 @@ tag_accounts::sum tag_accounts::look(std::uint16_t tag, std::size_t fronts) cons
   const total& in = totals_[tag];  // figures, all of them
   const auto each_account = [&](const auto& visit) {
     for (std::size_t i = 0; i < fronts; ++i) {
-      const account* const table = tables_[i].load(relaxed);  // new_table()
-      if (table != nullptr) visit(table[tag]);
+      const account* const table = tables_[i].load(acquire);  // new_table()
+      if (table == nullptr) continue;
+      reads_plain(table);
+      visit(table[tag]);
     }
   };
   std::int64_t requested = in.requested.load(relaxed);

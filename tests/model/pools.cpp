@@ -542,11 +542,11 @@ struct stopped_at_work : of_pool {
 
 /// A pool that accounts tags. Names are the process's, so there are the two that are there from the start.
 struct of_tags : of_pool {
-  explicit of_tags(std::size_t granules) {
+  explicit of_tags(std::size_t granules, unsigned fronts = 2) {
     options settings = silent();
     settings.account_tags = true;
     tested = buffer_pool(book, granules, settings);
-    make_fronts(2);
+    make_fronts(fronts);
   }
   void* set_up_as(std::uint16_t number, unsigned self) {
     void* block = nullptr;
@@ -613,6 +613,25 @@ struct tagged : of_tags {
   }
 };
 
+/// One looks at the tags while the other allocates for the first time, which makes the table of its accounts.
+struct tags_looked_at : of_tags {
+  void* block = nullptr;
+  tags_looked_at() : of_tags(2, 1) {}
+  void thread(unsigned self) override {
+    if (self == 1) {
+      block = allocate(1, self);
+      return;
+    }
+    for (const tag_statistics& of : tested->tags())
+      ORDERLY_EXPECT(of.requested <= granule, "%s is said to have %zu bytes", of.tag.name(), of.requested);
+  }
+  void check() override {
+    free_sized(block, 1, 1);
+    expect_accounts();
+    check_idle();
+  }
+};
+
 /// Both free one block, and its home goes on with it under another tag. One tag may lack what the other has too much; the
 /// sum of both is right.
 struct tagged_double_free : of_tags {
@@ -671,6 +690,7 @@ const registered<tagged<0>> t1("tags", "return", usual);
 const registered<tagged<0>> t2("tags", "return-without-barrier", usual_without);
 const registered<tagged<2>> t4("tags", "return-to-a-third", three);
 const registered<tagged_double_free> t3("tags", "double-free", usual);
+const registered<tags_looked_at> t5("tags", "tags-looked-at", usual);
 
 const registered<exit_and_return> g1("exit", "return", small_exiting);
 const registered<front_changes_hands> g2("exit", "front-changes-hands", small_exiting);
