@@ -14,10 +14,20 @@
 using namespace orderly::detail;
 using namespace orderly::test;
 
+namespace {
+
+/// Names stay for ever, so what holds them does, too.
+tag_names* fresh_names() {
+  static auto& all = *new std::vector<std::unique_ptr<tag_names>>;
+  return all.emplace_back(std::make_unique<tag_names>()).get();
+}
+
+}  // namespace
+
 TEST_SUITE("unit") {
 
 TEST_CASE("a name has one number, and a number one name") {
-  const auto names = std::make_unique<tag_names>();
+  tag_names* const names = fresh_names();
   CHECK(names->count() == 2);
   const std::uint16_t weights = names->number_of("weights");
   CHECK(weights == 2);
@@ -28,7 +38,7 @@ TEST_CASE("a name has one number, and a number one name") {
 }
 
 TEST_CASE("names that are there from the start, no name, and numbers that nothing has") {
-  const auto names = std::make_unique<tag_names>();
+  tag_names* const names = fresh_names();
   CHECK(names->number_of("") == tag_names::untagged);
   CHECK(names->number_of({}) == tag_names::untagged);
   CHECK(names->number_of("untagged") == tag_names::untagged);
@@ -40,7 +50,7 @@ TEST_CASE("names that are there from the start, no name, and numbers that nothin
 }
 
 TEST_CASE("of a long name the first 255 bytes count; a zero byte ends it") {
-  const auto names = std::make_unique<tag_names>();
+  tag_names* const names = fresh_names();
   const std::string most(255, 'a');
   const std::uint16_t number = names->number_of(most);
   CHECK(names->number_of(most + "b") == number);
@@ -50,7 +60,7 @@ TEST_CASE("of a long name the first 255 bytes count; a zero byte ends it") {
 }
 
 TEST_CASE("what comes when the table is full is other, and what was there is found") {
-  const auto names = std::make_unique<tag_names>();
+  tag_names* const names = fresh_names();
   for (std::uint32_t i = 2; i < tag_names::most; ++i)
     REQUIRE(names->number_of("name " + std::to_string(i)) == i);
   CHECK(names->count() == tag_names::most);
@@ -67,7 +77,7 @@ TEST_SUITE("stress") {
 TEST_CASE("threads register the same names in different orders: all agree, and no number is wasted") {
   constexpr std::size_t threads = 4;
   constexpr std::size_t many = 4000;
-  const auto names = std::make_unique<tag_names>();
+  tag_names* const names = fresh_names();
   std::vector<std::vector<std::uint16_t>> numbers(threads, std::vector<std::uint16_t>(many));
   findings found;
   run_threads(threads, [&](std::size_t self) {
