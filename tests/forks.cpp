@@ -79,6 +79,19 @@ class sanitizer_door {
 #endif
 };
 
+/// Threads that have begun: before that they take the sanitizer's locks, and in their first use of a pool. As they do when
+/// they end, so they end after the fork, or behind the door.
+class roll_call {
+ public:
+  void here() { count_.fetch_add(1); }
+  void wait_for(std::size_t all) const {
+    while (count_.load() < all) std::this_thread::yield();
+  }
+
+ private:
+  std::atomic<std::size_t> count_ = 0;
+};
+
 /// Forks, runs `body` in the child, and says whether it returned true; a child that hangs has failed.
 [[nodiscard]] bool in_child(const std::function<bool()>& body) {
   pid_t child = -1;
@@ -182,9 +195,12 @@ TEST_CASE("fork while others allocate, free, trim, begin, end, and make pools: t
   std::atomic<bool> done = false;
   std::vector<std::thread> others;
   constexpr std::size_t count = 4;
+  roll_call begun;
   for (std::size_t index = 0; index < count; ++index) {
     others.emplace_back([&, index] {
       random_engine random = make_random(index);
+      tested.deallocate(tested.try_allocate(1), 1);
+      begun.here();
       while (!done.load(std::memory_order_relaxed)) {
         // Less than a MiB in all, so that nobody is refused.
         void* const block = tested.try_allocate(log_uniform(random, 1, 100 * kib));
@@ -205,6 +221,7 @@ TEST_CASE("fork while others allocate, free, trim, begin, end, and make pools: t
       }
     });
   }
+  begun.wait_for(count);
   std::size_t good = 0;
   for (std::size_t round = 0; round < rounds; ++round) {
     void* const kept = tested.allocate(1000);
@@ -426,21 +443,25 @@ TEST_CASE("fork while others work in streams: the child's pool goes on in every 
   stream_pool tested(make_host_source(), std::make_shared<instant_driver>(), settings);
   std::atomic<bool> done = false;
   std::vector<std::thread> others;
+  roll_call begun;
   for (std::uintptr_t index = 1; index <= 2; ++index) {
     others.emplace_back([&, index] {
+      tested.deallocate(tested.try_allocate(1, named(index)), 1, named(index));
+      begun.here();
       for (std::uintptr_t turn = 0; !done.load(std::memory_order_relaxed); ++turn) {
+        const sanitizer_door shut;  // events are noted in memory of the program
         const stream_handle in = named(index + turn % 2);
         void* const block = tested.try_allocate(100 * kib, in);
         (void)tested.record_stream(block, named(3));
         tested.deallocate(block, 100 * kib, in);
         if (turn % 16 == 0) (void)tested.synchronize();
         if (turn % 64 == 0) {
-          const sanitizer_door shut;
           std::thread([&] { tested.deallocate(tested.try_allocate(100, in), 100, in); }).join();
         }
       }
     });
   }
+  begun.wait_for(2);
   const std::size_t rounds = scaled(100);
   std::size_t good = 0;
   for (std::size_t round = 0; round < rounds; ++round) {
@@ -478,7 +499,9 @@ TEST_CASE("fork while others move, use and free blocks: the child moves, uses an
   }
   std::atomic<bool> done = false;
   std::vector<std::thread> others;
+  roll_call begun;
   others.emplace_back([&] {
+    begun.here();
     while (!done.load(std::memory_order_relaxed)) {
       const sanitizer_door shut;  // it takes memory of the program
       blocks->begin({.moves = 4});
@@ -490,6 +513,8 @@ TEST_CASE("fork while others move, use and free blocks: the child moves, uses an
   for (int index = 0; index < 2; ++index) {
     others.emplace_back([&, index] {
       random_engine random = make_random(static_cast<std::size_t>(index));
+      static_cast<void>(blocks->deallocate(blocks->try_allocate(1)));
+      begun.here();
       while (!done.load(std::memory_order_relaxed)) {
         const relocatable made = blocks->try_allocate(log_uniform(random, 1, 8 * kib));
         if (void* const at = blocks->pin(made)) *static_cast<char*>(at) = 1;
@@ -498,6 +523,7 @@ TEST_CASE("fork while others move, use and free blocks: the child moves, uses an
       }
     });
   }
+  begun.wait_for(3);
   const std::size_t rounds = scaled(200);
   std::size_t good = 0;
   for (std::size_t round = 0; round < rounds; ++round) {
@@ -565,6 +591,8 @@ TEST_CASE("fork while others move, use and free blocks in streams; also in the m
     std::vector<relocation> moves;
     std::atomic<bool> knows_its_stream = false;
     std::atomic<bool> forks_now = false;
+    std::atomic<bool> child_ended = false;
+    const auto stay = [&] { CHECK(comes(child_ended, std::chrono::minutes(2))); };
     std::thread frees([&] {
       CHECK(blocks->pin(kept[1], named(3)) != nullptr);
       blocks->unpin(kept[1], named(3));
@@ -572,6 +600,7 @@ TEST_CASE("fork while others move, use and free blocks in streams; also in the m
       CHECK(comes(forks_now));
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
       CHECK(blocks->deallocate(moves[1].block, named(3)) == error::none);
+      stay();
     });
     REQUIRE(comes(knows_its_stream));
     blocks->begin({.moves = 20});
@@ -584,13 +613,19 @@ TEST_CASE("fork while others move, use and free blocks in streams; also in the m
     std::thread pins([&] {
       static_cast<void>(blocks->pin(moves[0].block, named(9)));
       blocks->unpin(moves[0].block, named(9));
+      stay();
     });
     REQUIRE(comes(driver->inside));
+    roll_call begun;
     std::thread moves_on([&] {
-      if (round % 2 == 0) return;
-      const sanitizer_door shut;
-      static_cast<void>(blocks->step(named(2)));
+      begun.here();
+      if (round % 2 != 0) {
+        const sanitizer_door shut;
+        static_cast<void>(blocks->step(named(2)));
+      }
+      stay();
     });
+    begun.wait_for(1);
     forks_now.store(true);
     good += in_child([&] {
       bool right = true;
@@ -610,6 +645,7 @@ TEST_CASE("fork while others move, use and free blocks in streams; also in the m
       }
       return right;
     });
+    child_ended.store(true);
     pins.join();
     frees.join();
     moves_on.join();
