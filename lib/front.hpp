@@ -85,7 +85,7 @@ class alignas(interference) front {
   void revoke() noexcept { closed_.fetch_or(revoked, seq_cst); }                              // (d)
   [[nodiscard]] bool outside() const noexcept { return !inside_.load(seq_cst); }              // (e)
   void restore() noexcept { closed_.fetch_and(static_cast<std::uint8_t>(~revoked), seq_cst); }  // (f); before attached()
-  /// Without a stay; after detach(), see pool::state::adopt, or as a look.
+  /// Without a stay; after detach(). See pool::state::adopt.
   [[nodiscard]] bool is_revoked() const noexcept { return (closed_.load(seq_cst) & revoked) != 0; }
 
   /// Leaves the front to another lane: nobody gets in before its owner renews it. By a pass, while it is revoked and empty,

@@ -273,28 +273,22 @@ void* pool::state::refill(front& of, const request& wanted, ceiling up_to, refus
     if (void* const block = allocate_in_front(wanted.in, wanted.bytes)) return block;
   }
   std::array<std::uint32_t, max_magazine_blocks> blocks;
-  const auto take = [&](std::size_t most) -> std::size_t {
-    const std::size_t taken = store_.take(rule.shape, std::span(blocks).first(most), up_to, why);
-    if (taken != 0 && !may_serve(wanted)) {
-      for (std::size_t i = 0; i < taken; ++i) store_.give({blocks[i], rule.shape.order}, rule.shape.sixteenths);
+  std::size_t count = depot_.pop(shelves_of(wanted.in), wanted.of_class, blocks, &of.spare);
+  if (count == 0) {
+    count = store_.take(rule.shape, std::span(blocks).first(rule.refill), up_to, why);
+    if (count == 0) return nullptr;
+    if (!may_serve(wanted)) {
+      for (std::size_t i = 0; i < count; ++i) store_.give({blocks[i], rule.shape.order}, rule.shape.sixteenths);
       why = refusal::order;
-      return 0;
+      return nullptr;
     }
-    count_taken(&of, taken * rule.bytes);
-    for (std::size_t i = 0; i < taken; ++i) {
+    count_taken(&of, count * rule.bytes);
+    for (std::size_t i = 0; i < count; ++i) {
       const node n{blocks[i], rule.shape.order};
       if (i != 0) store_.word(n).store(block_word::cached(rule.shape.sixteenths).bits(), relaxed);  // owned: still ours
       blocks[i] = store_.tree().position(n);
     }
-    return taken;
-  };
-  // While a pass is at the front nothing can be kept there, and all but one block would go back at once. A look: a wrong
-  // answer costs time. A stream's own depot comes first in any case, since other blocks may make it wait.
-  const bool revoked = wanted.in == nullptr && of.is_revoked();
-  std::size_t count = revoked ? take(1) : 0;
-  if (count == 0) count = depot_.pop(shelves_of(wanted.in), wanted.of_class, blocks, &of.spare);
-  if (count == 0 && !revoked) count = take(rule.refill);
-  if (count == 0) return nullptr;
+  }
   void* const block = hand_out(&of, wanted, store_.tree().at_position(blocks[0], rule.shape.order));
   std::size_t kept = 1;
   if (const front::stay inside(of); inside) {
