@@ -15,11 +15,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
-#include <stdexcept>
 #include <string_view>
 #include <vector>
 
 #include "peer/address_range.hpp"
+#include "peer/buddy_lists.hpp"
 #include "peer/peer.hpp"
 
 namespace orderly::bench {
@@ -35,16 +35,13 @@ class buddy_chunks_peer {
         limit_(std::min(capacity_, config.limit != 0 ? config.limit / chunk_ : capacity_)),
         chunk_order_(static_cast<unsigned>(std::countr_zero(chunk_ / granule))),
         range_(lay_out() * chunk_),
-        free_order_range_(slots_[0].most << chunk_order_),
-        links_range_((slots_[0].most << chunk_order_) * sizeof(links)) {
-    if (slots_[0].most << chunk_order_ >= none) throw std::invalid_argument("buddy-chunks serves less than 1 TiB");
-    lists_.fill(none);
-  }
+        free_(slots_[0].most << chunk_order_) {}
 
   [[nodiscard]] void* allocate(std::size_t bytes) noexcept {
     if (bytes > limit_ * chunk_) return nullptr;
     const std::lock_guard lock(mutex_);
-    return bytes > chunk_ / 2 ? allocate_slot((bytes + chunk_ - 1) / chunk_) : allocate_below_chunk(order_of(bytes));
+    if (bytes > chunk_ / 2) return allocate_slot((bytes + chunk_ - 1) / chunk_);
+    return allocate_below_chunk(buddy_lists::order_of(bytes));
   }
 
   void deallocate(void* pointer, std::size_t bytes) noexcept {
@@ -54,16 +51,10 @@ class buddy_chunks_peer {
       const unsigned size = slot_size_of((bytes + chunk_ - 1) / chunk_);
       return free_slot(size, static_cast<std::uint32_t>((from_begin / chunk_ - slots_[size].first) >> size));
     }
-    auto index = static_cast<std::uint32_t>(from_begin / granule);
-    unsigned order = order_of(bytes);
-    for (; order < chunk_order_; ++order) {
-      const std::uint32_t buddy = index ^ (std::uint32_t{1} << order);
-      if (free_order()[buddy] != order + 1) break;
-      remove(buddy, order);
-      index = std::min(index, buddy);
-    }
-    if (order == chunk_order_) return free_slot(0, index >> chunk_order_);
-    push(index, order);
+    const buddy_lists::block merged =
+        free_.merge({static_cast<std::uint32_t>(from_begin / granule), buddy_lists::order_of(bytes)}, chunk_order_);
+    if (merged.order == chunk_order_) return free_slot(0, merged.index >> chunk_order_);
+    free_.push(merged);
   }
 
   [[nodiscard]] std::size_t committed() const noexcept {
@@ -76,18 +67,12 @@ class buddy_chunks_peer {
   }
 
   [[nodiscard]] std::size_t rounded(std::size_t bytes) const noexcept {
-    return bytes > chunk_ / 2 ? (bytes + chunk_ - 1) / chunk_ * chunk_ : granule << order_of(bytes);
+    return bytes > chunk_ / 2 ? (bytes + chunk_ - 1) / chunk_ * chunk_ : granule << buddy_lists::order_of(bytes);
   }
 
  private:
-  static constexpr std::size_t granule = 256;
+  static constexpr std::size_t granule = buddy_lists::granule;
   static constexpr std::size_t default_chunk = std::size_t{64} << 10;
-  static constexpr std::uint32_t none = ~std::uint32_t{0};
-
-  struct links {
-    std::uint32_t next;
-    std::uint32_t previous;
-  };
 
   /// The slots of a power of two of chunks.
   struct slot_range {
@@ -98,9 +83,6 @@ class buddy_chunks_peer {
     std::vector<std::uint32_t> bare;    // free, without
   };
 
-  static unsigned order_of(std::size_t bytes) noexcept {
-    return static_cast<unsigned>(std::bit_width((std::max(bytes, std::size_t{1}) - 1) / granule));
-  }
   static unsigned slot_size_of(std::size_t chunks) noexcept {
     return static_cast<unsigned>(std::bit_width(chunks - 1));
   }
@@ -181,50 +163,14 @@ class buddy_chunks_peer {
   }
 
   void* allocate_below_chunk(unsigned order) noexcept {
-    const std::uint64_t large_enough = not_empty_ & (~std::uint64_t{0} << order);
-    std::uint32_t index = 0;
-    unsigned found = chunk_order_;
-    if (large_enough != 0) {
-      found = static_cast<unsigned>(std::countr_zero(large_enough));
-      index = lists_[found];
-      remove(index, found);
-    } else {
+    buddy_lists::block found = free_.take(order);
+    if (found.index == buddy_lists::none) {
       void* const chunk = allocate_slot(1);
       if (chunk == nullptr) return nullptr;
-      index = static_cast<std::uint32_t>(offset(chunk) / granule);
+      found = {static_cast<std::uint32_t>(offset(chunk) / granule), chunk_order_};
     }
-    while (found > order) {
-      --found;
-      push(index + (std::uint32_t{1} << found), found);
-    }
-    return range_.begin() + std::size_t{index} * granule;
-  }
-
-  /// Order of the free block that starts at a granule of the first range, plus one; 0: none starts there.
-  [[nodiscard]] std::uint8_t* free_order() const noexcept {
-    return reinterpret_cast<std::uint8_t*>(free_order_range_.begin());
-  }
-  [[nodiscard]] links* link() const noexcept { return reinterpret_cast<links*>(links_range_.begin()); }
-
-  void push(std::uint32_t index, unsigned order) noexcept {
-    const std::uint32_t next = lists_[order];
-    link()[index] = {next, none};
-    if (next != none) link()[next].previous = index;
-    lists_[order] = index;
-    not_empty_ |= std::uint64_t{1} << order;
-    free_order()[index] = static_cast<std::uint8_t>(order + 1);
-  }
-
-  void remove(std::uint32_t index, unsigned order) noexcept {
-    const links around = link()[index];
-    if (around.next != none) link()[around.next].previous = around.previous;
-    if (around.previous != none) {
-      link()[around.previous].next = around.next;
-    } else {
-      lists_[order] = around.next;
-      if (around.next == none) not_empty_ &= ~(std::uint64_t{1} << order);
-    }
-    free_order()[index] = 0;
+    free_.split(found, order);
+    return range_.begin() + std::size_t{found.index} * granule;
   }
 
   std::size_t chunk_;
@@ -233,11 +179,8 @@ class buddy_chunks_peer {
   unsigned chunk_order_;
   std::array<slot_range, 40> slots_;
   address_range range_;
-  address_range free_order_range_;
-  address_range links_range_;
+  buddy_lists free_;
   mutable std::mutex mutex_;
-  std::array<std::uint32_t, 64> lists_;
-  std::uint64_t not_empty_ = 0;
   std::size_t committed_ = 0;
   std::size_t most_committed_ = 0;
 };
