@@ -100,11 +100,12 @@ class piecewise_source final : public memory_source {
     if (address == nullptr) return nullptr;
     base_ = static_cast<std::byte*>(address);
     pieces_ = std::make_unique<std::uint8_t[]>(bytes / unit);
+    chunk_ = std::max<std::size_t>(alignment / unit, 1);
     return address;
   }
   void release(void* address, std::size_t bytes) noexcept override { memory_->release(address, bytes); }
 
-  [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override { return commit(address, bytes, 1); }
+  [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override { return commit(address, bytes, chunk_); }
   [[nodiscard]] bool commit_together(void* address, std::size_t bytes) noexcept override {
     return commit(address, bytes, bytes / unit);
   }
@@ -148,6 +149,7 @@ class piecewise_source final : public memory_source {
   std::unique_ptr<memory_source> memory_;
   std::shared_ptr<move_counter> counter_;
   std::byte* base_ = nullptr;
+  std::size_t chunk_ = 1;                   ///< units that the pool commits together at least, as in the next
   std::unique_ptr<std::uint8_t[]> pieces_;  ///< by unit, as in cuda/virtual_source.cpp
 };
 

@@ -337,6 +337,19 @@ TEST_CASE("a source in pieces makes those of CUDA's, counts them, and cuts none"
   source.release(base, 64 * mib);
 }
 
+TEST_CASE("a piece is as large as the pool's chunk") {
+  const auto counter = std::make_shared<move_counter>();
+  piecewise_source source(orderly::make_host_source(), counter);
+  const std::size_t chunk = 4 * piecewise_source::unit;
+  void* const range = source.reserve(4 * chunk, chunk);
+  REQUIRE(range != nullptr);
+  REQUIRE(source.commit(range, 2 * chunk));
+  CHECK(counter->total().committed_pieces == 2);
+  REQUIRE(source.decommit(range, chunk));
+  CHECK(counter->total().decommitted_pieces == 1);
+  source.release(range, 4 * chunk);
+}
+
 TEST_CASE("pieces cost what was measured, and between that") {
   CHECK(cost_of_piece(2 * mib).commit == doctest::Approx(54.9));
   CHECK(cost_of_piece(2 * mib).decommit == doctest::Approx(38.6));
