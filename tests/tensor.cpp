@@ -142,7 +142,7 @@ TEST_CASE("what is refused, with its values") {
   CHECK(refusal({2}, extents{most - 1}, tensor_types::int8).empty());
 }
 
-TEST_CASE("layouts that differ in one thing have other fingerprints") {
+TEST_CASE("layouts that differ in one thing have other fingerprints, and are not equal") {
   std::set<std::uint64_t> seen;
   std::size_t count = 0;
   const auto add = [&](const tensor_layout& of) {
@@ -158,6 +158,13 @@ TEST_CASE("layouts that differ in one thing have other fingerprints") {
   add(tensor_layout({7, 9, 1}, tensor_types::float32));
   add(tensor_layout({1, 7, 9}, tensor_types::float32));
   CHECK(seen.size() == count);
+
+  const tensor_layout one({7, 9}, tensor_types::float32);
+  CHECK(one == tensor_layout({7, 9}, tensor_types::float32));
+  CHECK_FALSE(one == tensor_layout({7, 9}, tensor_types::int32));
+  CHECK_FALSE(one == tensor_layout({9, 7}, tensor_types::float32));
+  CHECK_FALSE(one == tensor_layout({7, 9}, tensor_types::float32, tensor_order::column_major));
+  CHECK_FALSE(one == tensor_layout({7, 9, 1}, tensor_types::float32));
 }
 
 TEST_CASE("assignment takes all of a layout, itself included") {
