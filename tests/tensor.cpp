@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "support/random.hpp"
+#include "support/same_fingerprint.hpp"
 #include "support/scale.hpp"
 
 using namespace orderly;
@@ -165,6 +166,13 @@ TEST_CASE("layouts that differ in one thing have other fingerprints, and are not
   CHECK_FALSE(one == tensor_layout({9, 7}, tensor_types::float32));
   CHECK_FALSE(one == tensor_layout({7, 9}, tensor_types::float32, tensor_order::column_major));
   CHECK_FALSE(one == tensor_layout({7, 9, 1}, tensor_types::float32));
+}
+
+TEST_CASE("layouts that share a fingerprint are not equal for that") {
+  const same_fingerprint both = make_same_fingerprint();
+  REQUIRE(both.a.fingerprint() == both.b.fingerprint());
+  CHECK_FALSE(both.a == both.b);
+  CHECK(both.b == tensor_layout(both.b));
 }
 
 TEST_CASE("assignment takes all of a layout, itself included") {

@@ -30,6 +30,7 @@
 #include "support/audit.hpp"
 #include "support/process.hpp"
 #include "support/random.hpp"
+#include "support/same_fingerprint.hpp"
 #include "support/scale.hpp"
 #include "support/stream_bench.hpp"
 #include "support/threads.hpp"
@@ -113,6 +114,18 @@ TEST_CASE("a freed tensor is its likes' again at once: the same memory, the same
     check_idle(tested);
     CHECK(tested.stats().bad_frees == 0);
   }
+}
+
+TEST_CASE("a tensor of another layout with the same fingerprint is no hit for that") {
+  const same_fingerprint both = make_same_fingerprint();
+  pool plain(quiet(64 << 20));
+  tensor_cache cache(plain);
+  cache.free(cache.empty(both.a));
+  const tensor got = cache.empty(both.b);
+  CHECK(got.type == tensor_types::int32);
+  CHECK(got.strides[0] == both.b.strides()[0]);
+  cache.free(got);
+  CHECK(cache.stats().bad_frees == 0);
 }
 
 TEST_CASE("at hand is what is kept, and a free that keeps") {
