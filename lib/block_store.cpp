@@ -130,10 +130,9 @@ std::size_t block_store::trim(std::size_t bytes, std::size_t most) noexcept {
   of.most = most / chunk * chunk;
   of.bytes = std::min(bytes, of.most);
   // Slots cost least: what was committed together is given back together, in few large pieces, and a source takes its
-  // time for the piece. (On the trace h200_train_gpt2 at a limit of 1.10 of what is live CUDA's driver takes 12 % of the
-  // recorded time for moves; with slots second it is 18 %.) Then nodes that are committed in part, which are worth
-  // least, then whole ones, the largest first. What is given back bare may merge with its buddy into a node that was
-  // looked for before, so go round again.
+  // time for the piece (what that is on recorded traces ./bench/run --memory prints). Then nodes that are committed in
+  // part, which are worth least, then whole ones, the largest first. What is given back bare may merge with its buddy into
+  // a node that was looked for before, so go round again.
   for (std::size_t before = ~std::size_t{0}; !of.over() && of.released != before;) {
     before = of.released;
     slots_.trim(of);

@@ -125,7 +125,7 @@ class ORDERLY_API pool {
 
   /// What a person needs who wants to know where the memory is, and what would make room for a request of `bytes`. Inside of
   /// the out-of-memory handler, with 0 or the bytes that it was called for: of that request, with what was tried for it.
-  /// Takes no memory. Looks at each block, 10 ns or so each, so it is not for every second.
+  /// Takes no memory. Looks at each block, so it is not for every second.
   [[nodiscard]] memory_report report(std::size_t bytes = 0) const noexcept;
 
   /// Calls `visit(const block_info&)` for every block in address order, free and cached ones included. Each block is
