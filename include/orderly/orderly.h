@@ -157,7 +157,7 @@ ORDERLY_API size_t orderly_pool_tags(const orderly_pool *pool, orderly_tag_stats
 
 /* A report of some lines: what is live, cached and free, what would make room for a request of that many bytes (0: none),
  * the ten largest tags. Into text, cut to bytes with a zero at its end. Returns the length of the whole, less than
- * ORDERLY_REPORT_BYTES; 0 if the pool is gone. Looks at each block, 10 ns or so each, so it is not for every second. Inside
+ * ORDERLY_REPORT_BYTES; 0 if the pool is gone. Looks at each block, so it is not for every second. Inside
  * of an out-of-memory handler, with 0: of the request that it is called for, and of what was tried for it. */
 enum { ORDERLY_REPORT_BYTES = 8192 };
 ORDERLY_API size_t orderly_report(const orderly_pool *pool, size_t requested, char *text, size_t bytes);
