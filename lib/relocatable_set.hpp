@@ -265,7 +265,7 @@ class relocatable_set : public registered_pool {
       page[i].next_free = i + 1 < records_per_page ? first + i + 1 : none;
     }
     writes_plain(page);
-    pages_[page_count_++].store(page, release);
+    pages_[page_count_++].store(page, release);  // find(), each()
     first_free_ = first;
     return true;
   }
