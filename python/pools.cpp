@@ -193,7 +193,7 @@ std::shared_ptr<memory> make_cuda([[maybe_unused]] int device, [[maybe_unused]] 
 #else
   raise(PyExc_RuntimeError,
         "device cuda:%d: this build of orderly has no CUDA; with the toolkit, "
-        "pip install . -Csetup-args=-Dcuda=enabled",
+        "pip install . --config-settings=setup-args=-Dcuda=enabled",
         device);
 #endif
 }

@@ -14,8 +14,8 @@ import threading
 import weakref
 
 from numba import cuda
-from numba.core import config
 from numba.cuda import GetIpcHandleMixin, HostOnlyCUDAMemoryManager, MemoryInfo, MemoryPointer
+from numba.cuda.cudadrv import driver
 
 from . import MemoryPool
 
@@ -40,14 +40,10 @@ def pool(device=None):
 
 
 def _device_pointer(address):
-    """As the binding that Numba uses has it."""
-    if not getattr(config, 'CUDA_USE_NVIDIA_BINDING', False):
-        return ctypes.c_uint64(address)
-    try:
-        from cuda.bindings.driver import CUdeviceptr
-    except ImportError:
-        from cuda.cuda import CUdeviceptr
-    return CUdeviceptr(address)
+    """As the binding that Numba uses has it: CUDA Python's, which newer releases always use, or one of ctypes."""
+    if getattr(driver, 'USE_NV_BINDING', True):
+        return driver.binding.CUdeviceptr(address)
+    return ctypes.c_uint64(address)
 
 
 class MemoryManager(GetIpcHandleMixin, HostOnlyCUDAMemoryManager):

@@ -139,7 +139,8 @@ def _cuda():
         if _cuda_library is None:
             if not has_cuda:
                 raise RuntimeError('orderly.torch: this build of orderly has no CUDA; with the toolkit, pip install . '
-                                   "-Csetup-args=-Dcuda=enabled. For tensors in host memory: device='cpu'")
+                                   "--config-settings=setup-args=-Dcuda=enabled. For tensors in host memory: "
+                                   "device='cpu'")
             _cuda_library = ctypes.CDLL(_core.__file__)
         return _cuda_library
 
@@ -171,8 +172,10 @@ def _cuda_statistics(device):
     return {name: getattr(found, name) for name, _ in _Statistics._fields_}
 
 
-def _kind(device):
-    """'cpu' or 'cuda'."""
+def _kind(device, pool=None):
+    """'cpu' or 'cuda'. Without a device it is the pool's kind: of orderly's pools those in host memory can be given."""
+    if device is None and pool is not None:
+        return 'cuda' if isinstance(pool, getattr(torch.cuda, 'MemPool', ())) else 'cpu'
     if device is None:
         return 'cuda' if _cuda_enabled or (_cpu_pool is None and has_cuda and torch.cuda.is_available()) else 'cpu'
     kind = str(device).partition(':')[0]
@@ -187,15 +190,15 @@ def enable(pool=None, *, device=None):
     """Has PyTorch take its memory from a pool, in the whole process. Returns the pool; None on CUDA.
 
     pool: a MemoryPool in host memory; by default one as large as the machine's memory, the same each time. It serves
-    for ever: its tensors may live as long as the process. device: 'cpu' or 'cuda'; by default 'cuda' where PyTorch and
-    orderly both have it. On CUDA each device has a pool of its own, and this must be called before PyTorch uses the
-    device; their sizes are set by ``ORDERLY_TORCH_CAPACITY`` (bytes, or as 20G) and
+    for ever: its tensors may live as long as the process. device: 'cpu' or 'cuda'; by default 'cpu' with a pool, and
+    without one 'cuda' where PyTorch and orderly both have it. On CUDA each device has a pool of its own, and this must
+    be called before PyTorch uses the device; their sizes are set by ``ORDERLY_TORCH_CAPACITY`` (bytes, or as 20G) and
     ``set_per_process_memory_fraction``.
 
     Raises RuntimeError (no compiler, no CUDA, too late), ValueError.
     """
     global _cpu_pool, _cuda_enabled
-    if _kind(device) == 'cuda':
+    if _kind(device, pool) == 'cuda':
         if pool is not None:
             raise ValueError('pool: on CUDA each device has a pool of its own')
         allocator = _cuda_allocator('orderly_torch_alloc')
@@ -241,7 +244,7 @@ def mem_pool(pool=None, *, device=None):
     allocate nothing of note. On CUDA: a ``torch.cuda.MemPool``, by which PyTorch's own allocator takes whole segments
     from a pool. Blocks may be nested.
     """
-    if _kind(device) == 'cuda':
+    if _kind(device, pool) == 'cuda':
         if pool is None:
             allocator = _cuda_allocator('orderly_torch_try_alloc')
             if not hasattr(torch.cuda, 'MemPool'):
@@ -268,7 +271,7 @@ def _pool_of(given):
 
 def empty_cache(device=None, *, pool=None):
     """Gives free memory back to the system; on CUDA as torch.cuda.empty_cache()."""
-    if _kind(device) == 'cuda':
+    if _kind(device, pool) == 'cuda':
         torch.cuda.empty_cache()
     else:
         _pool_of(pool).trim()
@@ -297,7 +300,7 @@ def memory_stats(device=None, *, pool=None):
     ``reserved_bytes``: what the pool holds of the system; ``allocation.all``: blocks; ``num_ooms``: refused
     allocations; ``orderly.bad_frees``: refused frees. Those without a counterpart in the pool are left out.
     """
-    stats = _cuda_statistics(device) if _kind(device) == 'cuda' else _pool_of(pool).stats()
+    stats = _cuda_statistics(device) if _kind(device, pool) == 'cuda' else _pool_of(pool).stats()
     return {
         'allocated_bytes.all.current': stats['allocated'],
         'requested_bytes.all.current': stats['requested'],

@@ -1,7 +1,7 @@
 """The plug-ins for GPUs where there is none: against stand-ins for CuPy, Numba and PyTorch, which behave as those do at
 the places that the plug-ins use. A pool in host memory takes the place of the device's.
 
-On a machine with a GPU the last tests run with the libraries themselves.
+test_cuda.py runs them with the libraries themselves, on a machine that has a GPU.
 """
 
 import contextlib
@@ -62,7 +62,10 @@ def host_pool(monkeypatch):
 def plug_in(monkeypatch, name, **standins):
     for each, made in standins.items():
         monkeypatch.setitem(sys.modules, each.replace('__', '.'), made)
-    monkeypatch.delitem(sys.modules, f'orderly.{name}', raising=False)
+    # Both are put back as they were, or go: what is imported here works with the stand-ins.
+    monkeypatch.setattr(orderly, name, None, raising=False)
+    monkeypatch.setitem(sys.modules, f'orderly.{name}', None)
+    del sys.modules[f'orderly.{name}']
     return importlib.import_module(f'orderly.{name}')
 
 
@@ -141,7 +144,7 @@ def test_cupy_memory_is_freed_once_also_if_an_allocation_fails(monkeypatch, host
     assert stats['allocations'] == stats['frees'] == 10 and stats['bad_frees'] == 0
 
 
-def numba_standin():
+def numba_standin(by_ctypes):
     class MemoryPointer:
         def __init__(self, context, pointer, size, owner=None, finalizer=None):
             self.context, self.device_pointer, self.size = context, pointer, size
@@ -162,9 +165,12 @@ def numba_standin():
                   MemoryInfo=lambda free, total: (free, total), managers=[],
                   current_context=lambda: types.SimpleNamespace(device=types.SimpleNamespace(id=0)))
     cuda.set_memory_manager = cuda.managers.append
-    config = types.SimpleNamespace(CUDA_USE_NVIDIA_BINDING=False)
-    core = module('numba.core', config=config)
-    return module('numba', cuda=cuda, core=core), cuda, core
+    driver = module('numba.cuda.cudadrv.driver', binding=types.SimpleNamespace(CUdeviceptr=lambda address: ('its', address)))
+    if by_ctypes:
+        driver.USE_NV_BINDING = False
+    cudadrv = module('numba.cuda.cudadrv', driver=driver)
+    return {'numba': module('numba', cuda=cuda), 'numba__cuda': cuda, 'numba__cuda__cudadrv': cudadrv,
+            'numba__cuda__cudadrv__driver': driver}
 
 
 class Context:
@@ -172,9 +178,11 @@ class Context:
         self.device = types.SimpleNamespace(id=device)
 
 
-def test_numba(monkeypatch, host_pool):
-    numba, cuda, core = numba_standin()
-    plugin = plug_in(monkeypatch, 'numba', numba=numba, numba__cuda=cuda, numba__core=core)
+@pytest.mark.parametrize('by_ctypes', [True, False], ids=['ctypes', 'CUDA Python'])
+def test_numba(monkeypatch, host_pool, by_ctypes):
+    standins = numba_standin(by_ctypes)
+    cuda = standins['numba__cuda']
+    plugin = plug_in(monkeypatch, 'numba', **standins)
     plugin.enable()
     assert cuda.managers == [plugin.MemoryManager] == [plugin._numba_memory_manager]
     assert plugin.MemoryManager(context=None).interface_version == 1
@@ -184,8 +192,13 @@ def test_numba(monkeypatch, host_pool):
     manager.initialize()
     manager.initialize()
     memory = manager.memalloc(1000)
-    assert isinstance(memory.device_pointer, ctypes.c_uint64)
-    assert host_pool['cuda:1'].owns(memory.device_pointer.value) and memory.size == 1000
+    if by_ctypes:
+        assert isinstance(memory.device_pointer, ctypes.c_uint64)
+        address = memory.device_pointer.value
+    else:
+        which, address = memory.device_pointer
+        assert which == 'its'
+    assert host_pool['cuda:1'].owns(address) and memory.size == 1000
     free, total = manager.get_memory_info()
     assert 0 < free < total == 64 * MIB
     with pytest.raises(NotImplementedError, match='IPC'):
@@ -261,21 +274,3 @@ def test_pytorchs_pluggable_allocator(monkeypatch):
     with plugin.mem_pool(device='cuda') as pool:
         assert pool[0] == 'pool' and changed[1] is pool
     assert plugin.memory_stats('cuda:0')['reserved_bytes.all.current'] == 0
-
-
-def has_device():
-    return orderly.has_cuda and importlib.util.find_spec('cupy') is not None
-
-
-@pytest.mark.skipif(not has_device(), reason='no CUDA or no CuPy')
-def test_cupy_itself():
-    import cupy
-    import orderly.cupy
-
-    with orderly.cupy.mem_pool():
-        values = cupy.arange(100_000)
-        assert orderly.cupy.pool().owns(values.data.ptr)
-        assert int(values.sum()) == 4_999_950_000
-        taken = cupy.from_dlpack(orderly.cupy.pool().empty((3, 4)))
-        taken[...] = 2
-        assert float(taken.sum()) == 24
