@@ -88,12 +88,14 @@ class virtual_source final : public memory_source {
     const detail::device_guard guard(device());
     const detail::outside_capture apart;
     if (!guard.holds()) return nullptr;
-    pieces_.reset(static_cast<std::uint8_t*>(std::calloc(bytes / unit_, 1)));  // of zero pages, until something is written
-    if (pieces_ == nullptr) return nullptr;
     CUdeviceptr range = 0;
     const auto call = [&] { return functions_.reserve(&range, bytes, std::max(alignment, unit_), 0, 0); };
-    if (driver_call("cuMemAddressReserve", call) != CUDA_SUCCESS) {
-      pieces_.reset();
+    if (driver_call("cuMemAddressReserve", call) != CUDA_SUCCESS) return nullptr;
+    // After the range: of what the driver refuses, the table may be larger than all memory. Its pages are the system's
+    // zero page until something is written.
+    pieces_.reset(static_cast<std::uint8_t*>(std::calloc(bytes / unit_, 1)));
+    if (pieces_ == nullptr) {
+      static_cast<void>(driver_call("cuMemAddressFree", [&] { return functions_.free(range, bytes); }));
       return nullptr;
     }
     base_ = range;

@@ -99,11 +99,17 @@ memory::memory(stream_pool&& in_streams, std::shared_ptr<stream_driver> driver, 
 memory::~memory() {
   without_gil([this] {
     plain_.reset();
-    if (streams_) static_cast<void>(streams_->synchronize());  // their work may use the memory
+    if (streams_) finish(*streams_);
     streams_.reset();
     kept_.clear();
     driver_.reset();
   });
+}
+
+/// Work in streams may use the memory until the end. The streams of another library may be gone by now, with their
+/// handles, so they are not asked.
+void memory::finish(stream_pool& of) const noexcept {
+  static_cast<void>(where_.is_cuda() ? driver_->synchronize_all() : of.synchronize());
 }
 
 void memory::close() {
@@ -117,10 +123,11 @@ void memory::close() {
   streams.swap(streams_);
   without_gil([&] {
     plain.reset();
-    if (streams) static_cast<void>(streams->synchronize());
+    if (streams) finish(*streams);
     streams.reset();
   });
   kept_.clear();
+  kept_objects_.clear();
   keeps_.reset();
 }
 
@@ -130,6 +137,9 @@ void memory::require_open() const {
 
 void memory::keep(stream_handle stream, const std::shared_ptr<software_stream_object>& object) {
   kept_.try_emplace(stream, object);
+}
+void memory::keep(stream_handle stream, nb::handle object) {
+  if (!kept_objects_.contains(stream)) kept_objects_.emplace(stream, nb::borrow(object));
 }
 
 void* memory::allocate_slowly(std::size_t bytes, std::size_t alignment, stream_handle stream) {
@@ -211,6 +221,8 @@ bool memory::release_stream(stream_handle stream) {
     released = without_gil([&] { return streams_->release_stream(stream); });
   }
   kept_.erase(stream);
+  // Out of the map first: its end may run anything.
+  const auto object = kept_objects_.extract(stream);
   return released;
 }
 

@@ -117,6 +117,8 @@ class memory {
 
   /// The stream has to live as long as the pool knows it.
   void keep(stream_handle stream, const std::shared_ptr<software_stream_object>& object);
+  /// The same of another library's: its object destroys the stream.
+  void keep(stream_handle stream, nanobind::handle object);
 
   /// In place of a stream: for no stream, where the pool has streams of its own.
   static inline char settled_place = 0;
@@ -143,9 +145,11 @@ class memory {
   [[nodiscard]] void* allocate_slowly(std::size_t bytes, std::size_t alignment, stream_handle stream);
   [[nodiscard]] error deallocate_slowly(void* pointer, std::size_t bytes, stream_handle stream, bad_free* report);
   void require_open() const;
+  void finish(stream_pool& of) const noexcept;
 
   nanobind::object keeps_;
   std::map<stream_handle, std::shared_ptr<software_stream_object>> kept_;
+  std::map<stream_handle, nanobind::object> kept_objects_;
   std::shared_ptr<stream_driver> driver_;
   std::optional<pool> plain_;
   std::optional<stream_pool> streams_;

@@ -527,7 +527,8 @@ void bind_memory(nb::module_& m) {
           "release_stream",
           [](memory_object& self, nb::handle stream) { return self.of->release_stream(in(self, stream)); },
           nb::arg("stream").none(),
-          "The stream will be destroyed: the pool forgets its handle. Another thread must not be inside a call for "
+          "The pool forgets the stream, which may be destroyed then: until now it has kept the object that was given as\n"
+          "a stream, and a stream that was given as an integer had to live. Another thread must not be inside a call for "
           "it.\n"
           "False: no event could be recorded, and what was freed in it stays out of use until synchronize().")
       .def(

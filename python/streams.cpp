@@ -108,7 +108,9 @@ stream_handle stream_of(nb::handle given, memory& pool) {
           "stream of PyTorch, CuPy or CUDA Python",
           nb::cast<std::string>(nb::repr(given)).c_str());
   if (!pool.where().is_cuda()) raise(PyExc_ValueError, "stream: a pool of host memory serves no CUDA streams");
-  return reinterpret_cast<stream_handle>(nb::cast<std::uintptr_t>(number));
+  const auto handle = reinterpret_cast<stream_handle>(nb::cast<std::uintptr_t>(number));
+  if (!number.is(given)) pool.keep(handle, given);
+  return handle;
 }
 
 void bind_streams(nb::module_& m) {

@@ -8,8 +8,9 @@
         cupy.empty(1_000_000)
 
 Memory is in the order of CuPy's current stream, as CuPy's own pool has it: an array is allocated in the stream that is
-current then and freed in the same one. Work of another stream on it is for the program to order, or told by
-``record_stream``. orderly must have been built with CUDA.
+current then and freed in the same one, so a pool keeps the streams that it has served; ``release_stream`` lets one go.
+Work of another stream on an array is for the program to order, or told by ``record_stream``. orderly must have been
+built with CUDA.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import cupy
 
 from . import MemoryPool
 
-__all__ = ['allocator', 'disable', 'enable', 'mem_pool', 'pool', 'record_stream']
+__all__ = ['allocator', 'disable', 'enable', 'mem_pool', 'pool', 'record_stream', 'release_stream']
 
 _lock = threading.Lock()
 _pools = {}  # by device
@@ -61,7 +62,7 @@ def allocator(pool_of_device):
             return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(0, 0, None, device), 0)  # which asks for the device
         of = pool_of_device(device)
         _serving[id(of)] = of
-        block = _Block(of, size, cupy.cuda.get_current_stream().ptr)
+        block = _Block(of, size, cupy.cuda.get_current_stream())
         return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(block.ptr, size, block, device), 0)
 
     return allocate
@@ -90,10 +91,16 @@ def mem_pool(pool=None):
 
 
 def record_stream(array, stream):
-    """Work in `stream` uses the array too: freed, it stays out of use until that is done as well. Raises ValueError if
-    the array's memory is of no pool."""
+    """Work in `stream`, one of CuPy's, uses the array too: freed, it stays out of use until that is done as well. Raises
+    ValueError if the array's memory is of no pool."""
     address = array.data.mem.ptr
     for each in list(_serving.values()):
         if each.owns(address):
             return each.record_stream(address, stream)
     raise ValueError("the array's memory is of no pool of orderly")
+
+
+def release_stream(stream):
+    """No array will be made in the stream any more: the pools forget it, and no longer keep it."""
+    for each in list(_serving.values()):
+        each.release_stream(stream)

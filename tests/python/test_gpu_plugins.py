@@ -92,7 +92,7 @@ def cupy_standin():
 
     cuda = module('cupy.cuda', MemoryPointer=Pointer, UnownedMemory=Memory, using_allocator=using_allocator,
                   set_allocator=lambda function: state.update(allocator=function),
-                  get_current_stream=lambda: types.SimpleNamespace(ptr=state['stream']),
+                  get_current_stream=lambda: state['stream'],
                   runtime=types.SimpleNamespace(getDevice=lambda: state['device']))
     default = types.SimpleNamespace(malloc='its own')
     return module('cupy', cuda=cuda, get_default_memory_pool=lambda: default), state
