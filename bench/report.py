@@ -14,6 +14,7 @@ figures out, and the report says so:
   minimalloc.json        --find-limit --unit KiB on the MiniMalloc problems
   streams.json           orderly-stream-bench
   kernels.json           orderly-kernel-bench
+  growth.json            orderly-growth-bench
   streams-replay.json    the recorded traces with a software stream for each thread, chunks of 2 MiB, --find-limit
   streams-replay-free.json, -random.json
                          the same with threads running freely; with streams that keep up with the host (--schedule
@@ -32,6 +33,7 @@ import shutil
 import sys
 
 import compare
+import growth
 import kernels
 import memory
 import streams
@@ -163,20 +165,27 @@ class Results:
         self.memory = memory.Results(folder / 'memory.json')
         self.streams = streams.Results(folder / 'streams.json')
         self.kernels = kernels.Results(folder / 'kernels.json')
+        self.growth = growth.Results(folder / 'growth.json')
         self.stream_replays = {title: Replay(folder / f'streams-replay{name}.json') for title, name in STREAM_REPLAYS}
 
     def has_memory(self):
         return bool(self.memory.entries) or any(r.rows for r in (self.fine, self.coarse, self.problems, self.moves))
 
+    def context(self):
+        """Of the device, if one was seen."""
+        return self.streams.context if 'device' in self.streams.context else self.growth.context
+
     def part(self):
-        """What the results are of, where it is not everything: 'streams' or 'memory'."""
+        """What the results are of, where it is not everything: 'streams', 'memory' or 'growth'."""
         if self.throughput.repetitions or self.replay.rows or self.contended.rows:
             return ''
         if self.has_memory():
             return '' if self.streams.repetitions else 'memory'
-        return 'streams' if self.streams.repetitions else ''
+        return 'streams' if self.streams.repetitions else 'growth' if self.growth.entries else ''
 
     def targets(self):
+        if self.part() == 'growth':
+            return growth.check_targets(self.growth)
         if self.part() == 'streams':
             return self.stream_targets()
         if self.part() == 'memory':
@@ -194,7 +203,8 @@ class Results:
         lines += [check_smallest_limit(self.coarse, trace, '2 MiB', peer)
                   for trace in HOST_TRACES for peer in ('pytorch-like', 'best-fit')]
         lines += [check_problem(self.problems, name) for name in PROBLEMS]
-        return lines + memory.check_targets(self.memory, self.moves, PYTORCH_RESERVED)
+        lines += memory.check_targets(self.memory, self.moves, PYTORCH_RESERVED)
+        return lines + growth.check_targets(self.growth)
 
     def stream_targets(self):
         return (streams.check_targets(self.streams) + kernels.check_targets(self.kernels)
@@ -297,6 +307,8 @@ def not_run(results):
         missing.append("PyTorch's caching allocator: not found when the benchmarks were built")
     if not results.kernels.entries:
         missing.append('allocations inside kernels: no device, or built without nvcc')
+    if not results.growth.entries:
+        missing.append('growth of device memory: no device, or built without CUDA')
     return missing
 
 
@@ -319,7 +331,7 @@ def system():
 
 
 def device_of(context):
-    """The GPU of orderly-stream-bench, its driver and the CUDA versions; empty: it saw none."""
+    """The GPU that the benchmarks saw, its driver and the CUDA versions; empty: it saw none."""
     if 'device' not in context:
         return ''
     parts = [context['device'], f'driver {context.get("driver", "of an unknown version")}',
@@ -343,7 +355,7 @@ def report(results, title, notes, picture):
     sections = [f'# {title}\n', *(f'{note}\n' for note in notes), warnings(results)]
     if replays := replay_tables(results):
         sections += ['## Recorded PyTorch traces\n', replays]
-    sections += memory.sections(results.memory, results.moves)
+    sections += memory.sections(results.memory, results.moves) + growth.sections(results.growth)
     if picture:
         sections.append(f'![Memory over time, and the address map]({picture})\n')
     if results.throughput.repetitions:
@@ -358,7 +370,7 @@ def report(results, title, notes, picture):
 
 def write(results, into, revision, load):
     date = datetime.date.today().isoformat()
-    device = device_of(results.streams.context)
+    device = device_of(results.context())
     where = f'{device}; {machine()}' if device else machine()
     name = '-'.join(filter(None, [date, results.part(), slug(device.split(';')[0] if device else machine())]))
     into.mkdir(parents=True, exist_ok=True)
@@ -369,13 +381,14 @@ def write(results, into, revision, load):
     notes = [f'{system()}; orderly at {revision}. Load of the machine before the start: {load}.']
     if device:
         notes.insert(0, f'{where}.')
-    title = results.streams.context['device'] if device else machine()
+    title = results.context()['device'] if device else machine()
     text = report(results, f'orderly on {title}, {date}', notes, picture)
     (into / f'{name}.md').write_text(text, encoding='utf-8')
     document = {'date': date, 'machine': where, 'system': system(), 'revision': revision, 'load': load,
                 'throughput': compare.as_json(results.throughput)['throughput'], 'targets': results.targets(),
                 'streams': streams.as_json(results.streams), 'kernels': kernels.as_json(results.kernels),
-                'memory': memory.as_json(results.memory), 'not_run': not_run(results)}
+                'memory': memory.as_json(results.memory), 'growth': growth.as_json(results.growth),
+                'not_run': not_run(results)}
     document['stream_replays'] = {title: list(replay.rows.values())
                                   for title, replay in results.stream_replays.items()}
     for field in ('replay', 'contended', 'fine', 'coarse', 'problems', 'moves'):

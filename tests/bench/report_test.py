@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""bench/report.py and bench/streams.py on results written by hand."""
+"""bench/report.py, and what it reads results with, on results written by hand."""
 
 import json
 import pathlib
@@ -255,6 +255,27 @@ class Reports(unittest.TestCase):
         self.assertEqual(self.verdict('kernels: ring, warm, billion')[0], 'not measured')  # a wrong result is none
         text = report.kernels.section(report.Results(self.folder).kernels)
         self.assertRegex(text, r'lease +\| round +\| warm +\| +300 \(1e\+03x\)')
+
+    def test_growth_is_compared_with_the_drivers_calls(self):
+        def times(step, allocator, *microseconds, **values):
+            return [entry(f'{step}/{allocator}/64/iterations:1/manual_time', real_time=time, **values)
+                    for time in microseconds]
+
+        entries = [*times('grow', 'driver', 1000, 900, 5000, create_us=160.0, map_us=16.0, set_access_us=480.0,
+                          release_us=0.0, unmap_us=800.0),
+                   *times('grow', 'orderly', 1100, 9000, 1000, calls=112.0),
+                   *times('split', 'driver', 1000), *times('split', 'orderly', 1300),
+                   *times('grow', 'cudaMallocAsync', 2000)]
+        (self.folder / 'growth.json').write_text(json.dumps({'context': {
+            'device': 'NVIDIA X', 'cuda_runtime': '13.0', 'cuda_driver': '13.0'}, 'benchmarks': entries}))
+        self.assertEqual(self.verdict('growth: grow 1 GiB, blocks of 64 MiB'), ('met', '1.10x'))
+        self.assertEqual(self.verdict('growth: split'), ('missed', '1.30x'))
+        text, stem = report.write(report.Results(self.folder), self.folder / 'out', 'abc', '1')
+        self.assertTrue(stem.name.endswith('-growth-nvidia-x'), stem)
+        lines = [line.split('|') for line in text.splitlines() if line.startswith('| grow ')]
+        cells = [[cell.strip() for cell in line[1:-1]] for line in lines[:2]]
+        self.assertEqual(cells[0], ['grow', '64', '1.10', '1.00', '2.00', '112', ''])
+        self.assertEqual(cells[1], ['grow', '64', '16', '10.0', '1.0', '30.0', '', '50.0'])
 
     def test_report_of_streams_alone(self):
         self.write_streams(entry('cuda/pair/orderly/real_time/threads:1', calls=0.0), device='A Device', driver='580.1',
