@@ -1,13 +1,18 @@
 // Virtual memory of a device: the conformance suite of sources, and what is CUDA's own. Runs against the stand-in, where
 // memory that is not mapped cannot be touched, and on a device.
+#include <cuda.h>
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
 #include <doctest/doctest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <ostream>
 #include <span>
 #include <string>
@@ -20,6 +25,8 @@
 #include "faults.hpp"
 #include "orderly/stream_pool.hpp"
 #include "software_cuda.hpp"
+#else
+#include "kernels.hpp"
 #endif
 
 using namespace orderly;
@@ -330,6 +337,98 @@ TEST_CASE("a pool of streams unmaps nothing that a stream has not passed") {
     CHECK(tested.stats().memory.committed == 0);
   }
   REQUIRE(cudaStreamDestroy(stream) == cudaSuccess);
+}
+
+#else
+
+namespace {
+
+/// A function of the driver's, which nothing here is linked with.
+template <class Function>
+Function* driver(const char* name) {
+  static void* const library = dlopen("libcuda.so.1", RTLD_NOW);
+  REQUIRE(library != nullptr);
+  return reinterpret_cast<Function*>(dlsym(library, name));
+}
+#define ORDERLY_DRIVER(name) driver<decltype(::name)>(#name)
+
+/// Memory of others at an address of our own.
+class imported {
+ public:
+  imported(int descriptor, std::size_t bytes, int device) : bytes_(bytes) {
+    void* const named = reinterpret_cast<void*>(static_cast<std::intptr_t>(descriptor));
+    CUmemGenericAllocationHandle handle{};
+    REQUIRE(ORDERLY_DRIVER(cuMemImportFromShareableHandle)(&handle, named, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) ==
+            CUDA_SUCCESS);
+    REQUIRE(ORDERLY_DRIVER(cuMemAddressReserve)(&address_, bytes, 0, 0, 0) == CUDA_SUCCESS);
+    REQUIRE(ORDERLY_DRIVER(cuMemMap)(address_, bytes, 0, handle, 0) == CUDA_SUCCESS);
+    REQUIRE(ORDERLY_DRIVER(cuMemRelease)(handle) == CUDA_SUCCESS);
+    CUmemAccessDesc access{};
+    access.location = {CU_MEM_LOCATION_TYPE_DEVICE, device};
+    access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    REQUIRE(ORDERLY_DRIVER(cuMemSetAccess)(address_, bytes, &access, 1) == CUDA_SUCCESS);
+  }
+  imported(const imported&) = delete;
+  imported& operator=(const imported&) = delete;
+  ~imported() {
+    ORDERLY_DRIVER(cuMemUnmap)(address_, bytes_);
+    ORDERLY_DRIVER(cuMemAddressFree)(address_, bytes_);
+  }
+  [[nodiscard]] void* at() const { return reinterpret_cast<void*>(address_); }
+
+ private:
+  CUdeviceptr address_ = 0;
+  std::size_t bytes_;
+};
+
+}  // namespace
+
+TEST_CASE("a block's memory can be handed to others by a file descriptor, and outlives the pool there") {
+  std::optional<pool> owner(std::in_place, make_cuda_virtual_source(0, {.bytes = most,
+                                                                        .sharing = cuda_sharing::file_descriptor}));
+  void* const block = owner->try_allocate(2 * mib);
+  REQUIRE(block != nullptr);
+  fill(block, 7, 2 * mib);
+  CUmemGenericAllocationHandle handle{};
+  REQUIRE(ORDERLY_DRIVER(cuMemRetainAllocationHandle)(&handle, block) == CUDA_SUCCESS);
+  int descriptor = -1;
+  REQUIRE(ORDERLY_DRIVER(cuMemExportToShareableHandle)(&descriptor, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+                                                       0) == CUDA_SUCCESS);
+  REQUIRE(ORDERLY_DRIVER(cuMemRelease)(handle) == CUDA_SUCCESS);
+  const imported seen(descriptor, 2 * mib, 0);
+  close(descriptor);
+  CHECK(holds(seen.at(), 7, 2 * mib));
+  fill(seen.at(), 8, 2 * mib);
+  CHECK(holds(block, 8, 2 * mib));
+  owner->deallocate(block);
+  owner.reset();
+  CHECK(holds(seen.at(), 8, 2 * mib));
+}
+
+TEST_CASE("another device that is named as a peer uses the memory as it lies") {
+  int devices = 0;
+  int reaches = 0;
+  REQUIRE(cudaGetDeviceCount(&devices) == cudaSuccess);
+  if (devices > 1) REQUIRE(cudaDeviceCanAccessPeer(&reaches, 1, 0) == cudaSuccess);
+  if (reaches == 0) {
+    MESSAGE("not run: no two devices that reach each other");
+    return;
+  }
+  pool tested(make_cuda_virtual_source(0, {.bytes = most, .peers = {1}}));
+  void* const block = tested.try_allocate(4 * mib);
+  REQUIRE(block != nullptr);
+  fill(block, 1, 4 * mib);
+  auto* const words = static_cast<unsigned*>(block);
+  unsigned* const last = words + 4 * mib / sizeof(unsigned) - 1;
+  fill(last, 2, sizeof(unsigned));
+  REQUIRE(cudaDeviceSynchronize() == cudaSuccess);
+  REQUIRE(cudaSetDevice(1) == cudaSuccess);
+  CHECK(copy_word(nullptr, last, words) == cudaSuccess);
+  CHECK(cudaDeviceSynchronize() == cudaSuccess);
+  REQUIRE(cudaSetDevice(0) == cudaSuccess);
+  CHECK(holds(words, 2, sizeof(unsigned)));
+  tested.deallocate(block);
+  check_idle(tested);
 }
 
 #endif
