@@ -1,12 +1,14 @@
 """What an allocation costs from Python, and what a pool does for a program in PyTorch.
 
-    python -m orderly.bench              empty and drop: orderly, NumPy, PyTorch, 1 and 4 threads
-    python -m orderly.bench --model      a convolutional network served by threads, with the pool and without
+    python -m orderly.bench                    empty and drop: orderly, NumPy, PyTorch, 1 and 4 threads
+    python -m orderly.bench --device cuda:0    the same on a GPU, with CuPy in NumPy's place
+    python -m orderly.bench --model            a convolutional network served by threads, with the pool and without
 
 Everything is measured in one run, turn by turn; a figure is the median of the turns.
 """
 
 import argparse
+import importlib
 import json
 import os
 import queue
@@ -21,11 +23,12 @@ import time
 from . import MemoryPool, TensorCache
 
 SHAPE = (1024, 1024)  # of bytes: 1 MiB
+BATCH = 1000
 
 
-def _makers():
+def _makers(device):
     """Name and a function that allocates a tensor and drops it, n times."""
-    pool = MemoryPool(capacity=1 << 30)
+    pool = MemoryPool(device, limit=1 << 30)
     cache = TensorCache(pool)
 
     def loop(empty, dtype):
@@ -35,9 +38,9 @@ def _makers():
         return run
 
     makers = [('orderly', loop(pool.empty, 'uint8')), ('orderly, cache', loop(cache.empty, 'uint8'))]
+    library = 'numpy' if device == 'cpu' else 'cupy'
     try:
-        import numpy
-        makers.append(('numpy', loop(numpy.empty, 'uint8')))
+        makers.append((library, loop(importlib.import_module(library).empty, 'uint8')))
     except ImportError:
         pass
     try:
@@ -45,32 +48,53 @@ def _makers():
 
         def run(count):
             for _ in range(count):
-                torch.empty(SHAPE, dtype=torch.uint8)
-        makers.append(('torch', run))
+                torch.empty(SHAPE, dtype=torch.uint8, device=device)
+        if device == 'cpu' or torch.cuda.is_available():
+            makers.append(('torch', run))
     except ImportError:
         pass
-    return makers
+
+    def nothing(shape, dtype):
+        pass
+
+    return makers + [('no allocation', loop(nothing, 'uint8'))]  # what Python itself takes, and its threads
 
 
-def _rate(run, threads, count):
-    """Allocations a second of all threads together."""
-    started = [threading.Thread(target=run, args=(count // threads,)) for _ in range(threads)]
-    start = time.perf_counter()
+def _rate(run, threads, seconds):
+    """Allocations a second of all threads together, once each has begun."""
+    done, end, gate = [0] * threads, [], threading.Barrier(threads + 1)
+
+    def work(number):
+        run(BATCH)
+        gate.wait()
+        while time.perf_counter() < end[0]:
+            run(BATCH)
+            done[number] += BATCH
+
+    started = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
     for thread in started:
         thread.start()
+    while gate.n_waiting < threads:
+        time.sleep(0.001)
+        if not all(thread.is_alive() for thread in started):  # its exception has been shown
+            gate.abort()
+            raise RuntimeError('a thread could not allocate')
+    start = time.perf_counter()
+    end.append(start + seconds)
+    gate.wait()
     for thread in started:
         thread.join()
-    return count // threads * threads / (time.perf_counter() - start)
+    return sum(done) / (time.perf_counter() - start)
 
 
-def measure(threads=(1, 4), turns=9, count=200_000):
+def measure(threads=(1, 4), turns=9, seconds=0.2, device='cpu'):
     """Million allocations a second, by name and number of threads: medians of the turns."""
     rates = {}
-    makers = _makers()
+    makers = _makers(device)
     for _ in range(turns):
         for name, run in makers:
             for number in threads:
-                rates.setdefault(name, {}).setdefault(number, []).append(_rate(run, number, count))
+                rates.setdefault(name, {}).setdefault(number, []).append(_rate(run, number, seconds))
     return {name: {number: statistics.median(all_of) / 1e6 for number, all_of in each.items()}
             for name, each in rates.items()}
 
@@ -142,6 +166,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog='python -m orderly.bench', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', action='store_true', help='a program in PyTorch, with the pool and without')
+    parser.add_argument('--device', default='cpu', help='where to allocate: cpu, or cuda:N')
     parser.add_argument('--turns', type=int, help='how often each is measured')
     parser.add_argument('--threads', type=int, default=3, help='of the program in PyTorch')
     parser.add_argument('--requests', type=int, default=60, help='to the program in PyTorch')
@@ -157,7 +182,7 @@ def main(arguments=None):
         names = list(figures['default'])
         return _table([['', *names]] + [[name, *(f'{each[figure]:,.{2 if figure.endswith("seconds") else 0}f}'
                                                  for figure in names)] for name, each in figures.items()])
-    rates = measure(turns=given.turns or 9)
+    rates = measure(turns=given.turns or 9, device=given.device)
     if given.json:
         return print(json.dumps(rates))
     print('1 MiB, empty and drop: million a second, all threads together')
