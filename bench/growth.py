@@ -1,10 +1,9 @@
 """Results of orderly-growth-bench: tables and targets. For report.py."""
 
 import collections
-import json
-import statistics
 
 import compare
+import measured
 
 STEPS = {
     'grow': 'nothing is held; blocks of that size are taken',
@@ -24,45 +23,20 @@ def key_of(name):
     return Key(parts[0], parts[1], int(parts[2]))
 
 
-class Results:
-    """Entries of every repetition, by key."""
-
+class Results(measured.Repetitions):
     def __init__(self, path=None):
-        self.entries = collections.defaultdict(list)
-        self.context = {}
-        if path is None or not path.exists():
-            return
-        try:
-            document = json.loads(path.read_text(encoding='utf-8'))
-            self.context = document['context']
-            for entry in document['benchmarks']:
-                key = key_of(entry['name'])
-                if key and entry.get('run_type', 'iteration') == 'iteration':
-                    self.entries[key].append(entry)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise compare.BadInput(f'{path}: not a JSON file of orderly-growth-bench: {error!r}') from error
-
-    def median(self, key, field='real_time'):
-        """None: not measured."""
-        entries = self.entries.get(key, [])
-        if not entries or any(entry.get('error_occurred') or field not in entry for entry in entries):
-            return None
-        return statistics.median(float(entry[field]) for entry in entries)
-
-    def keys(self, **wanted):
-        return sorted(key for key in self.entries
-                      if all(getattr(key, field) == value for field, value in wanted.items()))
+        super().__init__(path, key_of, 'orderly-growth-bench')
 
 
 def time_table(results):
-    allocators = sorted({key.allocator for key in results.entries},
+    allocators = sorted({key.allocator for key in results.repetitions},
                         key=lambda name: ('orderly', 'driver').index(name) if name in ('orderly', 'driver') else 2)
     rows = []
     for step in STEPS:
         for piece in sorted({key.piece for key in results.keys(step=step)}):
             cells = []
             for allocator in allocators:
-                value = results.median(Key(step, allocator, piece))
+                value = results.median(Key(step, allocator, piece), 'real_time')
                 cells.append('' if value is None else f'{value / 1000:.2f}')
             calls = results.median(Key(step, 'orderly', piece), 'calls')
             held = results.median(Key(step, 'cudaMallocAsync', piece), 'held')
@@ -74,7 +48,7 @@ def time_table(results):
 
 def call_table(results):
     rows = []
-    for key in results.keys(allocator='driver'):
+    for key in sorted(results.keys(allocator='driver')):
         values = [results.median(key, f'{call}_us') for call in CALLS]
         if key.step in ('grow', 'shrink') and None not in values:
             rows.append([key.step, str(key.piece), str(1024 // key.piece),
@@ -83,7 +57,7 @@ def call_table(results):
 
 
 def sections(results):
-    if not results.entries:
+    if not results.repetitions:
         return []
     lines = ['1 GiB of a device, taken, given back, and had in other sizes, milliseconds. `driver` makes no calls but '
              "those of CUDA's driver that as many pieces take, and is what a pool on its virtual memory cannot pass.\n"]
@@ -97,7 +71,7 @@ def check_targets(results):
     lines = []
     for step in STEPS:
         for piece in sorted({key.piece for key in results.keys(step=step)}):
-            own, least = (results.median(Key(step, name, piece)) for name in ('orderly', 'driver'))
+            own, least = (results.median(Key(step, name, piece), 'real_time') for name in ('orderly', 'driver'))
             ratio = own / least if own and least else None
             verdict = 'not measured' if ratio is None else 'met' if ratio <= 1.25 else 'missed'
             lines.append({'row': f'growth: {step} 1 GiB, blocks of {piece} MiB', 'against': "the driver's calls alone",
@@ -109,4 +83,4 @@ def check_targets(results):
 def as_json(results):
     fields = ('real_time', 'calls', 'held', *(f'{call}_us' for call in CALLS))
     return [{**key._asdict(), **{field: value for field in fields
-                                 if (value := results.median(key, field)) is not None}} for key in results.keys()]
+                                 if (value := results.median(key, field)) is not None}} for key in sorted(results.keys())]

@@ -1,10 +1,9 @@
 """Results of orderly-kernel-bench: tables and targets. For report.py."""
 
 import collections
-import json
-import statistics
 
 import compare
+import measured
 
 WHAT = {
     'malloc': "the device's malloc and free",
@@ -28,36 +27,20 @@ def key_of(name):
     return Key(*parts[:3], int(parts[3]))
 
 
-class Results:
-    """Entries of every repetition, by key."""
+class Results(measured.Repetitions):
+    """One that gave a wrong block has failed."""
 
     def __init__(self, path=None):
-        self.entries = collections.defaultdict(list)
-        if path is None or not path.exists():
-            return
-        try:
-            for entry in json.loads(path.read_text(encoding='utf-8'))['benchmarks']:
-                key = key_of(entry['name'])
-                if key and entry.get('run_type', 'iteration') == 'iteration':
-                    self.entries[key].append(entry)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise compare.BadInput(f'{path}: not a JSON file of orderly-kernel-bench: {error!r}') from error
-
-    def median(self, key, field):
-        """None: not measured, refused, or wrong."""
-        entries = self.entries.get(key, [])
-        if not entries or any(entry.get('error_occurred') or entry.get('wrong', 0) or field not in entry
-                              for entry in entries):
-            return None
-        return statistics.median(float(entry[field]) for entry in entries)
+        super().__init__(path, key_of, 'orderly-kernel-bench',
+                         lambda entry: entry.get('error_occurred', False) or entry.get('wrong', 0))
 
     def sizes(self):
-        return sorted({key.bytes for key in self.entries})
+        return sorted({key.bytes for key in self.repetitions})
 
 
 def section(results):
     rows = []
-    for scheme, step, state in dict.fromkeys(key[:3] for key in results.entries):
+    for scheme, step, state in dict.fromkeys(key[:3] for key in results.repetitions):
         cells = []
         for size in results.sizes():
             key = Key(scheme, step, state, size)
@@ -97,4 +80,4 @@ def check_targets(results):
 
 def as_json(results):
     fields = ('real_time', 'items_per_second', 'times_malloc', 'threads', 'wrong')
-    return [{**key._asdict(), **{field: results.median(key, field) for field in fields}} for key in results.entries]
+    return [{**key._asdict(), **{field: results.median(key, field) for field in fields}} for key in results.repetitions]

@@ -1,11 +1,10 @@
 """Results of orderly-memory-bench, and what the replay tells of moved memory: tables and targets. For report.py."""
 
 import collections
-import json
 import math
-import statistics
 
 import compare
+import measured
 
 KINDS = {
     'nothing': 'no further thread',
@@ -35,36 +34,9 @@ def key_of(name):
     return None
 
 
-class Results:
-    """Entries of every repetition, by key."""
-
+class Results(measured.Repetitions):
     def __init__(self, path=None):
-        self.entries = collections.defaultdict(list)
-        self.distortions = set()
-        if path is None or not path.exists():
-            return
-        try:
-            document = json.loads(path.read_text(encoding='utf-8'))
-            self.distortions |= {document['context'].get('distorted_by', 'nothing')} - {'nothing'}
-            for entry in document['benchmarks']:
-                key = key_of(entry['name'])
-                if key and entry.get('run_type', 'iteration') == 'iteration':
-                    self.entries[key].append(entry)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise compare.BadInput(f'{path}: not a JSON file of orderly-memory-bench: {error!r}') from error
-
-    def failed(self, key):
-        return any(entry.get('error_occurred') for entry in self.entries.get(key, []))
-
-    def median(self, key, field):
-        """None: not measured, or a repetition failed."""
-        entries = self.entries.get(key, [])
-        if not entries or self.failed(key) or any(field not in entry for entry in entries):
-            return None
-        return statistics.median(float(entry[field]) for entry in entries)
-
-    def of(self, kind):
-        return [key for key in self.entries if isinstance(key, kind)]
+        super().__init__(path, key_of, 'orderly-memory-bench')
 
 
 def rounded_up(value, digits):
@@ -109,7 +81,7 @@ def check_limit(results, threads):
 
 
 def check_fragmented(results, pattern, blocks):
-    keys = [key for key in results.of(Fragmented) if (key.pattern, key.blocks) == (pattern, blocks)]
+    keys = [key for key in results.keys(Fragmented) if (key.pattern, key.blocks) == (pattern, blocks)]
     served = [results.median(key, 'served') for key in keys]
     known = bool(served) and None not in served
     what = 'every second chunk is freed' if pattern == 'chunks' else 'every second block is freed, and the rest moved'
@@ -169,10 +141,10 @@ def moved_table(replay):
 
 def passes_table(results):
     rows = []
-    for workload in dict.fromkeys(key.workload for key in results.of(Passes)):
+    for workload in dict.fromkeys(key.workload for key in results.keys(Passes)):
         for kind in KINDS:
             plain, timed = Passes(workload, kind, False), Passes(workload, kind, True)
-            if not results.entries.get(plain):
+            if not results.repetitions.get(plain):
                 continue
             figures = [results.median(plain, 'items_per_second'), results.median(timed, 'p50'),
                        results.median(timed, 'p99'), results.median(timed, 'p999')]
@@ -187,7 +159,7 @@ def passes_table(results):
 
 def limit_table(results):
     rows = []
-    for key in sorted(results.of(Limit)):
+    for key in sorted(results.keys(Limit)):
         values = [results.median(key, field) for field in ('requests', 'refused', 'passes', 'real_time')]
         rows.append([str(key.threads), *('' if value is None else f'{value:.0f}' for value in values)])
     return compare.markdown(['threads', 'requests', 'refused', 'passes', 'ns a request'], rows)
@@ -195,7 +167,7 @@ def limit_table(results):
 
 def fragmented_table(results):
     rows = []
-    for key in sorted(results.of(Fragmented)):
+    for key in sorted(results.keys(Fragmented)):
         fields = ('free', 'asked', 'served', 'moves', 'copied', 'real_time')
         values = {field: results.median(key, field) for field in fields}
         mib = {field: '' if value is None else f'{value / 2**20:.1f}' for field, value in values.items()}
@@ -214,15 +186,15 @@ def sections(results, moves):
                      "in the pieces that the source for CUDA makes. Times are those of CUDA's driver for as many pieces "
                      'on an H200; moves are what was given back, and as much committed anew: the rest is growth. A hit '
                      f'calls nothing.\n\n{moved_table(moves)}')
-    if results.of(Passes):
+    if results.keys(Passes):
         lines = ['Calls while a further thread runs passes, 2 threads. It rests nine times as long as it works. '
                  'Percentiles are of single calls, in ns.\n']
         lines += [f'* `{kind}`: {what}' for kind, what in KINDS.items()]
         parts.append('\n'.join(lines) + f'\n\n{passes_table(results)}')
-    if results.of(Limit):
+    if results.keys(Limit):
         parts.append('Requests while all of the limit is live but what is asked for; sizes change, so that memory is '
                      f'moved for them.\n\n{limit_table(results)}')
-    if results.of(Fragmented):
+    if results.keys(Fragmented):
         parts.append('96 MiB full of small blocks, of which every second is freed, or those in every second chunk; '
                      'then one request for the largest power of two that the free bytes make up. Where no chunk is free '
                      'as a whole it is served only once relocatable blocks have been moved together.\n\n'
@@ -235,4 +207,4 @@ def as_json(results):
               'asked', 'served', 'moves', 'copied', 'real_time')
     return [{'kind': type(key).__name__, **key._asdict(),
              **{field: value for field in fields if (value := results.median(key, field)) is not None}}
-            for key in results.entries]
+            for key in results.repetitions]

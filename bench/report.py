@@ -169,7 +169,7 @@ class Results:
         self.stream_replays = {title: Replay(folder / f'streams-replay{name}.json') for title, name in STREAM_REPLAYS}
 
     def has_memory(self):
-        return bool(self.memory.entries) or any(r.rows for r in (self.fine, self.coarse, self.problems, self.moves))
+        return bool(self.memory.repetitions) or any(r.rows for r in (self.fine, self.coarse, self.problems, self.moves))
 
     def context(self):
         """Of the device, if one was seen."""
@@ -181,7 +181,7 @@ class Results:
             return ''
         if self.has_memory():
             return '' if self.streams.repetitions else 'memory'
-        return 'streams' if self.streams.repetitions else 'growth' if self.growth.entries else ''
+        return 'streams' if self.streams.repetitions else 'growth' if self.growth.repetitions else ''
 
     def targets(self):
         if self.part() == 'growth':
@@ -276,7 +276,7 @@ def stream_sections(results):
     for world, title in streams.WORLDS.items():
         if results.streams.has(world):
             sections += [f'## {title}\n', streams.world_section(results.streams, world)]
-    if results.kernels.entries:
+    if results.kernels.repetitions:
         sections += ['## Allocations inside kernels\n', kernels.section(results.kernels)]
     shown = [(title, replay) for title, replay in results.stream_replays.items() if replay.rows]
     if shown:
@@ -305,9 +305,9 @@ def not_run(results):
         missing.append('CUDA streams, their peers and kernels: no device, or built without CUDA')
     elif not results.streams.keys(world='cuda', allocator='pytorch'):
         missing.append("PyTorch's caching allocator: not found when the benchmarks were built")
-    if not results.kernels.entries:
+    if not results.kernels.repetitions:
         missing.append('allocations inside kernels: no device, or built without nvcc')
-    if not results.growth.entries:
+    if not results.growth.repetitions:
         missing.append('growth of device memory: no device, or built without CUDA')
     return missing
 

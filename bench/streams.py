@@ -1,11 +1,10 @@
 """Results of orderly-stream-bench: tables and targets. For report.py."""
 
 import collections
-import json
 import math
-import statistics
 
 import compare
+import measured
 
 OWN = compare.OWN
 HOST = 'orderly-without-streams'
@@ -46,43 +45,18 @@ def key_of(name):
     return Key(world, workload, values.get('streams', 'own'), 'latency' in parts, parts[0], int(values['threads']))
 
 
-class Results:
-    """Figures of every repetition, by key; None for one that failed."""
-
+class Results(measured.Repetitions):
     def __init__(self, path=None):
-        self.repetitions = collections.defaultdict(list)
-        self.context = {}
-        self.distortions = set()
-        if path is None or not path.exists():
-            return
-        try:
-            document = json.loads(path.read_text(encoding='utf-8'))
-            self.context = document['context']
-            self.distortions = {self.context.get('distorted_by', 'nothing')} - {'nothing'}
-            for entry in document['benchmarks']:
-                key = key_of(entry['name'])
-                if key and entry.get('run_type', 'iteration') == 'iteration':
-                    self.repetitions[key].append(None if entry.get('error_occurred', False) else entry)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise compare.BadInput(f'{path}: not a JSON file of orderly-stream-bench: {error!r}') from error
-
-    def failed(self, key):
-        return None in self.repetitions.get(key, [])
+        super().__init__(path, key_of, 'orderly-stream-bench')
 
     def median(self, key, field='items_per_second'):
-        """None: not measured, a repetition failed, or the allocator does not tell."""
-        entries = self.repetitions.get(key, [])
-        if not entries or None in entries or any(field not in entry for entry in entries):
-            return None
-        return statistics.median(float(entry[field]) for entry in entries)
+        return super().median(key, field)
 
     def has(self, world):
-        return any(isinstance(key, Key) and key.world == world for key in self.repetitions) or (
-            world == 'cuda' and any(isinstance(key, Kernels) for key in self.repetitions))
+        return bool(self.keys(world=world)) or (world == 'cuda' and bool(super().keys(Kernels)))
 
     def keys(self, **wanted):
-        return [key for key in self.repetitions
-                if isinstance(key, Key) and all(getattr(key, field) == value for field, value in wanted.items())]
+        return super().keys(Key, **wanted)
 
 
 def in_order(found):
