@@ -314,7 +314,10 @@ class tensor_cache::state final : public keeper {
 
   /// For the cache itself, and each exported tensor.
   void unref() noexcept {
-    if (owners_.fetch_sub(1, acq_rel) == 1) delete this;  // the last one sees all that the others did
+    reads_plain(this);
+    if (owners_.fetch_sub(1, acq_rel) != 1) return;  // the last one sees all that the others did
+    writes_plain(this);
+    delete this;
   }
 
   // ---------------------------------------------------------------------------------------------------- hand out

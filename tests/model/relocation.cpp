@@ -314,8 +314,9 @@ struct of_stream_blocks : of_streams {
   std::map<const void*, int> contents;  ///< by address
   relocation_limits limits;
 
-  explicit of_stream_blocks(const relocation_limits& within = {}) : limits(within) {
+  explicit of_stream_blocks(const relocation_limits& within = {}, bool safe = false) : limits(within) {
     stream_options settings = silent();
+    settings.safe_mode = safe;
     settings.memory.chunk = 4 * granule;
     settings.memory.capacity = 4 * settings.memory.chunk;
     settings.memory.limit = 2 * settings.memory.chunk;
@@ -491,9 +492,133 @@ struct copied_and_released : of_stream_blocks {
   void check() override { check_all({as_signed[0], as_signed[1], 6, as_signed[3]}); }
 };
 
-/// The copying stream ends, and its event may have been refused; another waits for the copies.
+/// The same, and its last event may be refused: then nobody can wait for what it did.
+struct released_without_event : of_stream_blocks {
+  released_without_event() { streams->record_refusals = 1; }
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(blocks->step(at(0)));
+    put(block[2], 1, 6);
+    static_cast<void>(tested->release_stream(at(1)));
+  }
+  void check() override {
+    streams->order(at(1), at(4));
+    if (!try_put(block[2], 4, 6)) {
+      ORDERLY_EXPECT(tested->synchronize(), "the pool cannot tell when work is done");
+      put(block[2], 4, 6);
+    }
+    check_all({as_signed[0], as_signed[1], 6, as_signed[3]});
+  }
+};
+
+/// A block is pinned for one stream, and unpinned in another, which the program has ordered behind it and which uses it.
+struct used_elsewhere : of_stream_blocks {
+  unsigned unpinned_in = 2;
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(blocks->step(at(0)));
+    void* const place = blocks->pin(block[2], at(1));
+    streams->order(at(1), at(2));
+    detail::writes_plain(place);
+    enter(place, at(2), "used");
+    use(place, 1, 2);
+    contents[place] = 7;
+    blocks->unpin(block[2], at(unpinned_in));
+  }
+  void check() override {
+    streams->order(at(2), at(4));
+    check_all({as_signed[0], as_signed[1], 7, as_signed[3]});
+  }
+};
+
+/// The same with what is no stream, so that nobody knows who uses the block.
+struct used_somewhere : used_elsewhere {
+  used_somewhere() {
+    unpinned_in = 3;
+    streams->names[3].store(device::none, relaxed);
+  }
+};
+
+/// Each use leaves an event, since its stream may be gone when a step wants one.
+struct copied_by_mark : of_stream_blocks {
+  copied_by_mark() : of_stream_blocks({}, true) {}
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(blocks->step(at(0)));
+    put(block[2], 1, 7);
+  }
+  void check() override { check_all({as_signed[0], as_signed[1], 7, as_signed[3]}); }
+};
+
+/// The only room for a block is where the work of another stream is not over, with which it was freed.
+struct copied_to_what_is_used : of_stream_blocks {
+  copied_to_what_is_used() {
+    as_thread(1, [&] {
+      std::array<relocatable, 4> rest{};
+      for (relocatable& each : rest) each = blocks->allocate(granule, at(1));
+      std::sort(rest.begin(), rest.end(), [&](relocatable x, relocatable y) { return place_of(x) < place_of(y); });
+      streams->order(at(1), at(2));
+      put(block[1], 2, 3);
+      for (const relocatable each : {rest[2], rest[3], block[3], block[1]})
+        ORDERLY_EXPECT(blocks->deallocate(each, at(each == block[1] ? 2 : 1)) == error::none,
+                       "the free of a live block is refused");
+      block = {block[0], rest[0], block[2], rest[1]};
+      put(block[1], 1, 4);
+      put(block[3], 1, 5);
+    });
+    // Refused; but what is free behind events serves everybody from now on, behind a barrier.
+    as_thread(2, [&] { ORDERLY_EXPECT(tested->try_allocate(4 * granule, at(3)) == nullptr, "a chunk was free"); });
+    as_thread(0, [&] { blocks->begin(limits); });
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(blocks->step(at(0)));
+    put(block[2], 1, 6);
+  }
+  void check() override { check_all({as_signed[0], 4, 6, 5}); }
+};
+
+/// A free is refused, since its stream cannot be made to wait for the copies: the block is live all the same.
+struct freed_without_wait : of_stream_blocks {
+  error outcome = error::none;
+  freed_without_wait() { streams->wait_refusals = 1; }
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(blocks->step(at(0)));
+    outcome = blocks->deallocate(block[2], at(1));
+  }
+  void check() override {
+    if (outcome == error::none)
+      as_thread(1, [&] {
+        block[2] = blocks->allocate(granule, at(1));
+        put(block[2], 1, as_signed[2]);
+      });
+    check_all(as_signed);
+  }
+};
+
+/// All is found to be idle by one who asked before another stream ended without an event, whose users are still at work.
+struct idle_before_the_end : of_stream_blocks {
+  bool used = false;
+  idle_before_the_end() {
+    streams->order(at(1), at(2));
+    as_thread(2, [&] { put(block[3], 2, 5); });
+    streams->records_nothing = true;
+    static_cast<void>(tested->release_stream(at(2)));  // so there is something to wait for
+    streams->records_nothing = false;
+    streams->record_refusals = 1;
+  }
+  void thread(unsigned self) override {
+    if (self == 0) return static_cast<void>(tested->synchronize());
+    used = try_put(block[2], 1, 6);
+    static_cast<void>(tested->release_stream(at(1)));
+  }
+  void check() override {
+    as_thread(0, [&] { static_cast<void>(blocks->step(at(0))); });
+    for (const unsigned each : {1U, 2U}) streams->order(at(each), at(4));
+    ORDERLY_EXPECT(tested->synchronize(), "the pool cannot tell when work is done");
+    check_all({as_signed[0], as_signed[1], used ? 6 : as_signed[2], 5});
+  }
+};
+
+/// The copying stream ends, and its events may have been refused; another waits for the copies.
 struct copier_released : of_stream_blocks {
-  copier_released() { streams->record_refusals = 1; }
+  copier_released() { streams->record_refusals = 2; }
   void thread(unsigned self) override {
     if (self == 0) {
       static_cast<void>(blocks->step(at(0)));
@@ -599,6 +724,13 @@ const registered<copied_in_two> h1("relocation", "copied-in-two", {.long_bound =
 const registered<copying_and_using> h3("relocation", "copying-and-using");
 const registered<old_place_taken> h2("relocation", "old-place-taken", {.long_bound = 2});
 const registered<copied_and_released> i1("relocation", "copied-and-released", {.long_bound = 2});
+const registered<released_without_event> i4("relocation", "released-without-event", {.long_bound = 2});
+const registered<used_elsewhere> j1("relocation", "used-elsewhere", {.long_bound = 3});
+const registered<used_somewhere> j2("relocation", "used-somewhere", {.long_bound = 3});
+const registered<copied_by_mark> j3("relocation", "copied-by-mark", {.long_bound = 3});
+const registered<copied_to_what_is_used> j4("relocation", "copied-to-what-is-used", {.long_bound = 2});
+const registered<freed_without_wait> j5("relocation", "freed-without-wait", {.long_bound = 2});
+const registered<idle_before_the_end> j6("relocation", "idle-before-the-end", {.long_bound = 2});
 const registered<copier_released> i2("relocation", "copier-released");
 const registered<copied_without_event> i3("relocation", "copied-without-event");
 

@@ -45,10 +45,12 @@ class device final : public stream_driver {
  public:
   static constexpr unsigned most_streams = 6;
   static constexpr unsigned replays = 7;  ///< of graphs, as a stream of its own
+  static constexpr unsigned none = most_streams;  ///< a handle that names it is no stream
 
   unsigned passes = 0;           ///< so many events may pass while threads run; in setup and check, none
   unsigned record_refusals = 0;
   unsigned wait_refusals = 0;
+  bool records_nothing = false;  ///< every record is refused
   // Read by whoever asks for a stream, so objects of the door: their changes are steps.
   std::array<atomic<unsigned>, most_streams> names{0U, 1U, 2U, 3U, 4U, 5U};  ///< which stream a handle is
   std::array<atomic<std::uint64_t>, most_streams> capturing{};
@@ -87,10 +89,12 @@ class device final : public stream_driver {
     for (const auto& [tell, context] : std::exchange(graph_ends, {})) tell(context);
   }
 
-  [[nodiscard]] std::uint64_t identity(stream_handle of) noexcept override { return stream(of) + 1; }
+  [[nodiscard]] std::uint64_t identity(stream_handle of) noexcept override {
+    return stream(of) == none ? 0 : stream(of) + 1;
+  }
   [[nodiscard]] bool is_per_thread(stream_handle) noexcept override { return false; }
   [[nodiscard]] std::uint64_t capture(stream_handle of) noexcept override {
-    return capturing[stream(of)].load(relaxed);
+    return stream(of) == none ? 0 : capturing[stream(of)].load(relaxed);
   }
   [[nodiscard]] bool when_graph_is_gone(stream_handle of, void (*gone)(void*), void* context) noexcept override {
     if (capturing[stream(of)].load(relaxed) == 0) return false;
@@ -98,7 +102,8 @@ class device final : public stream_driver {
     return true;
   }
   [[nodiscard]] event_handle record(stream_handle in) noexcept override {
-    if (capturing[stream(in)].load(relaxed) != 0 || refuses(record_refusals)) return nullptr;
+    if (capturing[stream(in)].load(relaxed) != 0 || records_nothing || refuses(record_refusals))
+      return nullptr;
     ++events;
     return new mark{.behind = plain<std::uint64_t>(behind_[stream(in)].load(relaxed))};
   }

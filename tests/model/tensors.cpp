@@ -7,6 +7,7 @@
 
 #include "orderly/tensor_cache.hpp"
 #include "sources.hpp"
+#include "streams.hpp"
 #include "support/audit.hpp"
 #include "tensor_shelves.hpp"
 
@@ -254,6 +255,86 @@ struct pressed_by_two : of_cache {
   }
 };
 
+/// The cache ends while the owner of a tensor that was given out lets go of it: whoever comes last ends what is shared.
+struct given_out_at_the_end : of_cache {
+  exported_tensor given;
+  given_out_at_the_end() {
+    as_thread(0, [this] { given = cache->give_out(kept); });
+  }
+  void thread(unsigned self) override {
+    if (self == 0)
+      cache.reset();
+    else
+      release_export(given.storage);
+  }
+  void check() override { check_idle(); }
+};
+
+/// A cache over a pool with streams.
+struct of_stream_cache : of_streams {
+  std::unique_ptr<tensor_cache> cache;
+  tensor_layout layout{{static_cast<std::int64_t>(granule)}, tensor_types::uint8};
+
+  of_stream_cache() {
+    in_buffer(4);
+    cache = std::make_unique<tensor_cache>(*tested, tensor_options{.limit = 4 * granule});
+  }
+  /// Work of the stream uses it from now on.
+  tensor taken(unsigned name) {
+    const tensor made = cache->try_empty(layout, at(name));
+    if (made) take(made.data, 1, name);
+    return made;
+  }
+  void given(const tensor& of, unsigned name) {
+    owned.give(of.data, 1, name);
+    ORDERLY_EXPECT(cache->try_free(of, at(name)) == error::none, "the free of a live tensor is refused");
+  }
+  void check() override {
+    cache.reset();
+    check_idle();
+  }
+};
+
+/// A second stream uses a tensor; the next in the first one's gets its memory only behind that. Another comes meanwhile.
+struct used_in_two_streams : of_stream_cache {
+  void thread(unsigned self) override {
+    if (self == 1) {
+      static_cast<void>(taken(3));
+      return;
+    }
+    const tensor first = taken(1);
+    streams->order(at(1), at(2));
+    use(first.data, 1, 2);
+    ORDERLY_EXPECT(cache->record_stream(first, at(2)) == error::none, "a live tensor is refused");
+    given(first, 1);
+    static_cast<void>(taken(1));
+  }
+  void check() override { cache.reset(); }
+};
+
+/// What is kept for a stream goes with it, and before it captures, whatever goes on in another one.
+struct kept_for_a_stream : of_stream_cache {
+  kept_for_a_stream() {
+    for (const unsigned name : {1U, 2U}) as_thread(0, [&] { given(taken(name), name); });
+    ORDERLY_EXPECT(cache->stats().kept == 2 * granule, "nothing is kept");
+  }
+  void thread(unsigned self) override {
+    if (self == 0) {
+      ORDERLY_EXPECT(tested->release_stream(at(1)), "an event is refused");
+      ORDERLY_EXPECT(tested->begin_capture(at(2)) == error::none, "it captures already");
+      return;
+    }
+    const tensor other = taken(3);
+    if (other) given(other, 3);
+  }
+  void check() override {
+    ORDERLY_EXPECT(cache->stats().kept <= granule, "%zu bytes are kept: the other stream's are %zu", cache->stats().kept,
+                   granule);
+    ORDERLY_EXPECT(tested->end_capture(at(2)) == error::none, "it did not capture");
+    of_stream_cache::check();
+  }
+};
+
 const registered<put_and_take> a1("shelves", "put-and-take");
 const registered<one_stripe> a2("shelves", "one-stripe");
 const registered<relabelled<0>> b1("shelves", "relabelled");
@@ -263,6 +344,9 @@ const registered<relabelled_for_both> b3("shelves", "relabelled-for-both");
 const registered<emptied_in_use> c1("shelves", "emptied-in-use");
 const registered<tensor_freed_twice> d1("tensors", "freed-twice", {.long_bound = 3});
 const registered<tensors_taken> d2("tensors", "taken", {.long_bound = 3});
+const registered<given_out_at_the_end> d3("tensors", "given-out-at-the-end", {.long_bound = 3});
+const registered<used_in_two_streams> f1("tensors", "used-in-two-streams", {.long_bound = 2});
+const registered<kept_for_a_stream> f2("tensors", "kept-for-a-stream", {.long_bound = 2});
 const registered<pressed> e1("tensors", "pressed", {.long_bound = 2});
 const registered<pressed_by_two> e2("tensors", "pressed-by-two", {.long_bound = 2});
 
