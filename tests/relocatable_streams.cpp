@@ -69,6 +69,10 @@ void order(stream_driver& driver, stream_handle first, stream_handle then) {
   driver.release(event);
 }
 
+[[nodiscard]] bool moved_by(std::span<const relocation> moves, const kept& each) {
+  return std::ranges::any_of(moves, [&](const relocation& m) { return m.block == each.block; });
+}
+
 /// Streams, a pool, and a set of it.
 struct set_bench : bench {
   explicit set_bench(std::size_t streams, std::size_t capacity, std::size_t limit = 0,
@@ -85,16 +89,30 @@ struct set_bench : bench {
     return use_as_ordered(each, in);
   }
   bool use_as_ordered(kept& each, std::size_t in) {
-    void* const address = blocks->pin(each.block, (*this)[in]);
-    if (address == nullptr) return false;
-    const std::uint64_t next = 1 + (++uses << 24);
-    enqueue_use(stream[in], address, blocks->size(each.block), each.seed, next, found);
-    blocks->unpin(each.block, (*this)[in]);
-    each.seed = next;
+    if (!use(each, stream[in], (*this)[in], (*this)[in])) return false;
     each.in = in;
     return true;
   }
-  /// Blocks of that size in turn in each stream, until the pool is full; then every second is freed.
+  /// In a stream of the test's own, by the handles that the set is told.
+  bool use(kept& each, software_stream& in, stream_handle pinned_for, stream_handle unpinned_in) {
+    void* const address = blocks->pin(each.block, pinned_for);
+    if (address == nullptr) return false;
+    const std::uint64_t next = 1 + (++uses << 24);
+    enqueue_use(in, address, blocks->size(each.block), each.seed, next, found);
+    blocks->unpin(each.block, unpinned_in);
+    each.seed = next;
+    return true;
+  }
+  /// Those of `all` that moved, in that stream, with no order but what the moves give. That stream then runs no more than it
+  /// waits for, and finds all contents right.
+  void use_moved(std::vector<kept>& all, std::span<const relocation> moves, std::size_t in) {
+    for (kept& each : all)
+      if (moved_by(moves, each)) CHECK(use_as_ordered(each, in));
+    CHECK(stream[in].synchronize());
+    ORDERLY_CHECK_FINDINGS(found);
+  }
+  /// Blocks of that size in turn in each stream, until the pool is full; then every second is freed. All work is done when
+  /// it returns: what was freed is for nobody before.
   std::vector<kept> fill_half(std::size_t bytes) {
     std::vector<kept> all;
     for (std::size_t i = 0;; ++i) {
@@ -110,6 +128,7 @@ struct set_bench : bench {
       else
         half.push_back(all[i]);
     }
+    CHECK(tested->synchronize());
     return half;
   }
   /// All work is done, and each block holds what it should.
@@ -138,10 +157,6 @@ struct set_bench : bench {
     return std::make_shared<double_driver>(std::move(inner));
   }
 };
-
-[[nodiscard]] bool moved_by(const std::vector<relocation>& moves, const kept& each) {
-  return std::ranges::any_of(moves, [&](const relocation& m) { return m.block == each.block; });
-}
 
 std::size_t move_all(relocatable_stream_blocks& blocks, stream_handle in, const relocation_limits& limits = {}) {
   blocks.begin(limits);
@@ -201,9 +216,7 @@ TEST_CASE("blocks move while all their work is still queued; nobody waits; one e
     CAPTURE(bytes);
     set_bench b(3, 32 * mib, 8 * mib);
     software_stream copies(b.device);
-    std::vector<kept> half = b.fill_half(bytes);
-    // What was freed, half of it, is for nobody before its work is done. This is the only wait of the test.
-    CHECK(b.tested->synchronize());
+    std::vector<kept> half = b.fill_half(bytes);  // the only wait of the test
     CHECK(b.tested->try_allocate(3 * mib, b[0]) == nullptr);
     for (kept& each : half) CHECK(b.use(each, each.in));
     const software_calls before = b.device.calls();
@@ -238,7 +251,6 @@ TEST_CASE("blocks move while all their work is still queued; nobody waits; one e
 TEST_CASE("each step may have a stream of its own, also one that uses the blocks; the last copies cover all before") {
   set_bench b(3, 16 * mib, 4 * mib);
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   b.blocks->begin({.moves = 7});
   for (std::size_t i = 0;; ++i) {
     if (b.blocks->step(b[i % 3]).empty()) break;
@@ -254,16 +266,13 @@ TEST_CASE("whoever uses a block of an earlier step waits for that one's copies a
   software_stream first_copies(b.device);
   software_stream second_copies(b.device);
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   b.blocks->begin({.moves = 50});
-  const auto first = b.blocks->step(first_copies.handle());
+  auto moves = b.blocks->step(first_copies.handle());
   const auto second = b.blocks->step(second_copies.handle());
-  REQUIRE(first.size() == 50);
+  REQUIRE(moves.size() == 50);
   REQUIRE(second.size() == 50);
-  for (kept& each : half)
-    if (moved_by(first, each) || moved_by(second, each)) CHECK(b.use(each, 0));
-  CHECK(b.stream[0].synchronize());  // runs no more than it waits for
-  ORDERLY_CHECK_FINDINGS(b.found);
+  moves.insert(moves.end(), second.begin(), second.end());
+  b.use_moved(half, moves, 0);
   CHECK(b.tested->release_stream(first_copies.handle()));
   CHECK(b.tested->release_stream(second_copies.handle()));
   b.check_end(half);
@@ -273,7 +282,6 @@ TEST_CASE("old places are not used again before the copies, whoever takes them")
   set_bench b(3, 16 * mib, 4 * mib);
   software_stream copies(b.device);
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   for (kept& each : half) CHECK(b.use(each, each.in));
   b.blocks->begin();
   REQUIRE(b.blocks->step(copies.handle()).size() > 100);
@@ -296,7 +304,6 @@ TEST_CASE("blocks go to where other streams are still at work, behind that work"
   software_stream copies(b.device);
   software_stream late(b.device);
   std::vector<kept> all = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   std::vector<kept> half;
   for (std::size_t i = 0; i < all.size(); ++i) {
     if (i % 2 == 0) {
@@ -314,10 +321,8 @@ TEST_CASE("blocks go to where other streams are still at work, behind that work"
   b.blocks->begin();
   const auto moves = b.blocks->step(copies.handle());
   REQUIRE(moves.size() > 100);
-  for (kept& each : half)
-    if (moved_by(moves, each)) CHECK(b.use(each, 0));
-  CHECK(b.stream[0].synchronize());  // runs no more than it waits for
-  CHECK(late.synchronize());         // which must have been done by then
+  b.use_moved(half, moves, 0);
+  CHECK(late.synchronize());  // which must have been done by then
   CHECK(b.tested->release_stream(greedy.handle()));
   CHECK(b.tested->release_stream(copies.handle()));
   CHECK(b.tested->release_stream(late.handle()));
@@ -329,22 +334,12 @@ TEST_CASE("a block may be unpinned in another stream than it was pinned for, if 
   software_stream copies(b.device);
   software_stream other(b.device);
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   order(*b.device.driver(), b[0], other.handle());
-  for (kept& each : half) {
-    void* const address = b.blocks->pin(each.block, b[0]);
-    const std::uint64_t next = 1 + (++b.uses << 24);
-    enqueue_use(other, address, 4096, each.seed, next, b.found);
-    b.blocks->unpin(each.block, other.handle());
-    each.seed = next;
-  }
+  for (kept& each : half) CHECK(b.use(each, other, b[0], other.handle()));
   b.blocks->begin();
   const auto moves = b.blocks->step(copies.handle());
   REQUIRE(moves.size() > 100);
-  for (kept& each : half)
-    if (moved_by(moves, each)) CHECK(b.use(each, 0));
-  CHECK(b.stream[0].synchronize());  // runs no more than it waits for
-  ORDERLY_CHECK_FINDINGS(b.found);
+  b.use_moved(half, moves, 0);
   CHECK(other.synchronize());
   CHECK(b.tested->release_stream(copies.handle()));
   CHECK(b.tested->release_stream(other.handle()));
@@ -354,17 +349,14 @@ TEST_CASE("a block may be unpinned in another stream than it was pinned for, if 
 TEST_CASE("a new stream waits for what another one has waited for whose place it has") {
   set_bench b(1, 16 * mib, 4 * mib);
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   b.blocks->begin();
   const auto moves = b.blocks->step(b[0]);
   REQUIRE(moves.size() > 100);
   for (int round = 0; round < 3; ++round) {
     software_stream brief(b.device);
     for (kept& each : half) {
-      if (each.block != moves[static_cast<std::size_t>(round)].block) continue;
-      void* const address = b.blocks->pin(each.block, brief.handle());
-      enqueue_use(brief, address, 4096, each.seed, each.seed, b.found);
-      b.blocks->unpin(each.block, brief.handle());
+      if (each.block == moves[static_cast<std::size_t>(round)].block)
+        CHECK(b.use(each, brief, brief.handle(), brief.handle()));
     }
     if (round == 2) CHECK(brief.synchronize());  // runs no more than it waits for
     CHECK(b.tested->release_stream(brief.handle()));
@@ -377,7 +369,6 @@ TEST_CASE("a new stream waits for what another one has waited for whose place it
 TEST_CASE("limits bound each step, and pinned blocks stay") {
   set_bench b(2, 16 * mib, 4 * mib);
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   b.blocks->begin({.bytes = 10000});
   std::size_t moved = 0;
   for (auto moves = b.blocks->step(b[0]); !moves.empty(); moves = b.blocks->step(b[0])) {
@@ -418,7 +409,6 @@ TEST_CASE("a user's copier makes the copies; where it fails or throws, nothing m
   software_stream copies(b.device);
   in = &copies;
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   std::vector<void*> places;
   for (const kept& each : half) {
     places.push_back(b.blocks->pin(each.block, b[0]));
@@ -458,7 +448,6 @@ TEST_CASE("without a copier and a driver that copies, nothing moves") {
   set_bench b(1, 16 * mib, 4 * mib);
   b.doors().refuse_copy = [](stream_handle) { return true; };
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   CHECK(move_all(*b.blocks, b[0]) == 0);
   CHECK(b.blocks->last_step_failed());
   CHECK(b.blocks->end().moves == 0);
@@ -475,7 +464,6 @@ TEST_CASE("a stream that has ended is waited for like one that is there, until i
     set_bench b(2, 16 * mib, 4 * mib, software_schedule::lazy, settings);
     software_stream copies(b.device);
     std::vector<kept> half = b.fill_half(4096);
-    CHECK(b.tested->synchronize());
     for (kept& each : half) CHECK(b.use(each, 1));
     if (!safe) CHECK(b.tested->release_stream(b[1]));
     b.stream[1] = software_stream(b.device);  // another stream with the same handle, perhaps; the queue of the old one stays
@@ -486,11 +474,7 @@ TEST_CASE("a stream that has ended is waited for like one that is there, until i
     // The copying stream ends as well.
     if (!safe) CHECK(b.tested->release_stream(copies.handle()));
     copies = software_stream(b.device);
-    for (kept& each : half) {
-      if (moved_by(moves, each)) CHECK(b.use_as_ordered(each, 0));
-    }
-    CHECK(b.stream[0].synchronize());  // runs no more than it waits for
-    ORDERLY_CHECK_FINDINGS(b.found);
+    b.use_moved(half, moves, 0);
     CHECK(b.device.driver()->synchronize_all());
     b.blocks->end();
     b.check_end(half);
@@ -500,16 +484,10 @@ TEST_CASE("a stream that has ended is waited for like one that is there, until i
 TEST_CASE("many streams come and go between two steps") {
   set_bench b(1, 16 * mib, 4 * mib);
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   for (std::size_t i = 0; i < half.size(); ++i) {
     software_stream brief(b.device);
     order(*b.device.driver(), b[0], brief.handle());
-    void* const address = b.blocks->pin(half[i].block, brief.handle());
-    REQUIRE(address != nullptr);
-    const std::uint64_t next = 1 + (++b.uses << 24);
-    enqueue_use(brief, address, 4096, half[i].seed, next, b.found);
-    half[i].seed = next;
-    b.blocks->unpin(half[i].block, brief.handle());
+    REQUIRE(b.use(half[i], brief, brief.handle(), brief.handle()));
     CHECK(b.tested->release_stream(brief.handle()));
     if (i % 32 == 31) b.stream[0].synchronize();
     if (i % 64 == 63) CHECK(b.device.driver()->synchronize_all());
@@ -524,7 +502,6 @@ TEST_CASE("many streams come and go between two steps") {
 TEST_CASE("a stream that ends without an event keeps its blocks where they are, until all is idle") {
   set_bench b(2, 16 * mib, 4 * mib);
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   for (kept& each : half) CHECK(b.use(each, 1));
   b.doors().refuse_record = [&](stream_handle in) { return in == b[1]; };
   CHECK_FALSE(b.tested->release_stream(b[1]));
@@ -542,7 +519,6 @@ TEST_CASE("a stream that ends without an event keeps its blocks where they are, 
 TEST_CASE("a stream that ends without an event while the device is waited for is no part of that") {
   set_bench b(3, 16 * mib, 4 * mib);
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   for (kept& each : half) CHECK(b.use(each, each.in));
   b.doors().refuse_record = [&](stream_handle in) { return in == b[1]; };
   CHECK_FALSE(b.tested->release_stream(b[1]));
@@ -575,7 +551,6 @@ TEST_CASE("where no event of the copies can be had, nothing moves; it is made up
     set_bench b(2, 16 * mib, 4 * mib);
     software_stream copies(b.device);
     std::vector<kept> half = b.fill_half(4096);
-    CHECK(b.tested->synchronize());
     b.blocks->begin();
     b.doors().refuse_record = [&](stream_handle in) { return in == copies.handle(); };
     CHECK(b.blocks->step(copies.handle()).empty());
@@ -612,7 +587,6 @@ TEST_CASE("a stream that cannot be made to wait gets no address, and is not free
   set_bench b(2, 16 * mib, 4 * mib);
   software_stream copies(b.device);
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   b.doors().refuse_wait = [&](stream_handle in) { return in == copies.handle(); };
   b.blocks->begin();
   CHECK(b.blocks->step(copies.handle()).empty());  // no user is waited for
@@ -639,7 +613,6 @@ TEST_CASE("captures: nothing is pinned, freed or moved in one, and what its grap
     settings.watch_captures = watches;
     set_bench b(2, 16 * mib, 4 * mib, software_schedule::lazy, settings);
     std::vector<kept> half = b.fill_half(4096);
-    CHECK(b.tested->synchronize());
     for (kept& each : half) CHECK(b.use(each, 1));
     kept& of_graph = half[half.size() - 1];
     auto* const address = static_cast<std::uint64_t*>(b.blocks->pin(of_graph.block, b[1]));
@@ -684,21 +657,13 @@ TEST_CASE("in a per-thread stream each use leaves an event, by which others move
     set_bench b(2, 16 * mib, 4 * mib);
     double_driver& doors = b.doors();
     std::vector<kept> half = b.fill_half(4096);
-    CHECK(b.tested->synchronize());
     CHECK(b.device.driver()->synchronize_all());
     std::vector<relocation> moves;
     std::thread([&] {
       software_stream own(b.device);
       double_driver::own = &own;
       doors.refuse_record = [&](stream_handle in) { return refused && in == doors.per_thread(); };
-      for (kept& each : half) {
-        void* const address = b.blocks->pin(each.block, doors.per_thread());
-        CHECK(address != nullptr);
-        const std::uint64_t next = 1 + (++b.uses << 24);
-        enqueue_use(own, address, 4096, each.seed, next, b.found);
-        each.seed = next;
-        b.blocks->unpin(each.block, doors.per_thread());
-      }
+      for (kept& each : half) CHECK(b.use(each, own, doors.per_thread(), doors.per_thread()));
       std::thread([&] {  // another thread cannot record an event there
         b.blocks->begin({.moves = half.size() / 8});
         moves = b.blocks->step(b[0]);
@@ -707,12 +672,8 @@ TEST_CASE("in a per-thread stream each use leaves an event, by which others move
       doors.refuse_record = nullptr;
       CHECK(b.tested->release_stream(doors.per_thread()));  // as at the thread's end, but for the stream, which goes first
     }).join();
-    for (kept& each : half) {
-      each.in = 0;
-      if (moved_by(moves, each)) CHECK(b.use_as_ordered(each, 0));
-    }
-    CHECK(b.stream[0].synchronize());  // runs no more than it waits for
-    ORDERLY_CHECK_FINDINGS(b.found);
+    for (kept& each : half) each.in = 0;
+    b.use_moved(half, moves, 0);
     CHECK(move_all(*b.blocks, b[0]) > half.size() / 6);
     CHECK(b.device.driver()->synchronize_all());
     b.check_end(half);
@@ -722,7 +683,6 @@ TEST_CASE("in a per-thread stream each use leaves an event, by which others move
 TEST_CASE("what was unpinned in no stream is not moved") {
   set_bench b(2, 16 * mib, 4 * mib);
   std::vector<kept> half = b.fill_half(4096);
-  CHECK(b.tested->synchronize());
   for (const kept& each : half) {
     CHECK(b.blocks->pin(each.block, b[0]) != nullptr);
     b.blocks->unpin(each.block, nullptr);

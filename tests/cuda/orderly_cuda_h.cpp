@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/portable.hpp"
 #include "support/threads.hpp"
 
 using namespace orderly::test;
@@ -48,58 +49,6 @@ class handle {
 
  private:
   orderly_pool* pool_ = nullptr;
-};
-
-/// Outlives the pools that know it.
-class stream {
- public:
-  stream() { REQUIRE(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking) == cudaSuccess); }
-  stream(const stream&) = delete;
-  stream& operator=(const stream&) = delete;
-  ~stream() {
-    CHECK(cudaStreamSynchronize(stream_) == cudaSuccess);
-    CHECK(cudaStreamDestroy(stream_) == cudaSuccess);
-  }
-  [[nodiscard]] cudaStream_t get() const noexcept { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
-/// Words that host and device see, all 0.
-class words {
- public:
-  explicit words(std::size_t count) {
-    REQUIRE(cudaHostAlloc(reinterpret_cast<void**>(&words_), count * sizeof(unsigned), cudaHostAllocPortable) ==
-            cudaSuccess);
-    std::memset(words_, 0, count * sizeof(unsigned));
-  }
-  words(const words&) = delete;
-  words& operator=(const words&) = delete;
-  ~words() { CHECK(cudaFreeHost(words_) == cudaSuccess); }
-  [[nodiscard]] unsigned* at(std::size_t index) const noexcept { return words_ + index; }
-
- private:
-  unsigned* words_ = nullptr;
-};
-
-/// Work that stands in a stream until open(). Nothing that waits for the device may be asked of CUDA meanwhile.
-class gate {
- public:
-  explicit gate(cudaStream_t in) {
-    const auto stand = [](void* self) {
-      while (!static_cast<gate*>(self)->open_.load(std::memory_order_acquire)) {
-      }
-    };
-    REQUIRE(cudaLaunchHostFunc(in, stand, this) == cudaSuccess);
-  }
-  gate(const gate&) = delete;
-  gate& operator=(const gate&) = delete;
-  ~gate() { open(); }
-  void open() noexcept { open_.store(true, std::memory_order_release); }
-
- private:
-  std::atomic<bool> open_ = false;
 };
 
 void copy(cudaStream_t in, const void* from, void* to, std::size_t bytes = sizeof(unsigned)) {
@@ -298,7 +247,7 @@ TEST_CASE("calls without a stream mean the legacy default stream") {
   const stream other;
   const handle pool(mib);
   void* const block = orderly_allocate(pool.get(), 10 * kib);
-  const gate busy(other.get());
+  const host_gate busy(other.get());
   CHECK(orderly_deallocate(pool.get(), block, 10 * kib) == ORDERLY_OK);
   // The same stream has it again at once; another is given something else as long as there is something.
   void* const elsewhere = orderly_allocate_async(pool.get(), 10 * kib, other.get());
@@ -316,12 +265,12 @@ TEST_CASE("a block that its stream still writes is another's behind that work") 
   const stream writer;
   const stream taker;
   const handle pool(64 * kib);
-  const words shared(3);
+  const host_array<unsigned> shared(3);
   *shared.at(0) = 1;
   *shared.at(1) = 2;
   void* const block = orderly_allocate_async(pool.get(), 64 * kib, writer.get());
   REQUIRE(block != nullptr);
-  gate late(writer.get());
+  host_gate late(writer.get());
   copy(writer.get(), shared.at(0), block);
   CHECK(orderly_deallocate_async(pool.get(), block, 64 * kib, writer.get()) == ORDERLY_OK);
   CHECK(orderly_allocate_async(pool.get(), 64 * kib, taker.get()) == block);
@@ -340,14 +289,14 @@ TEST_CASE("a block that was recorded for another stream stays out of use until t
   const stream owner;
   const stream reader;
   const handle pool(64 * kib);
-  const words shared(2);
+  const host_array<unsigned> shared(2);
   *shared.at(0) = 7;
   void* const block = orderly_allocate_async(pool.get(), 64 * kib, owner.get());
   REQUIRE(block != nullptr);
   copy(owner.get(), shared.at(0), block);
   CHECK(cudaStreamSynchronize(owner.get()) == cudaSuccess);
   CHECK(orderly_record_stream(pool.get(), block, reader.get()) == ORDERLY_OK);
-  gate late(reader.get());
+  host_gate late(reader.get());
   copy(reader.get(), block, shared.at(1));
   CHECK(orderly_deallocate_async(pool.get(), block, 64 * kib, owner.get()) == ORDERLY_OK);
   CHECK(orderly_allocate_async(pool.get(), 64 * kib, owner.get()) == block);  // behind an event
@@ -364,11 +313,11 @@ TEST_CASE("synchronizing waits for work that may use what was freed, in one stre
     CAPTURE(only_one);
     const stream writer;
     const handle pool(64 * kib);
-    const words shared(2);
+    const host_array<unsigned> shared(2);
     *shared.at(0) = 9;
     void* const block = orderly_allocate_async(pool.get(), 64 * kib, writer.get());
     REQUIRE(block != nullptr);
-    gate late(writer.get());
+    host_gate late(writer.get());
     copy(writer.get(), shared.at(0), block);
     copy(writer.get(), block, shared.at(1));
     CHECK(orderly_deallocate_async(pool.get(), block, 64 * kib, writer.get()) == ORDERLY_OK);
@@ -422,8 +371,8 @@ TEST_CASE("captures are begun and ended once, and memory that no graph keeps com
 TEST_CASE("threads and streams at random: no write is lost or misplaced") {
   constexpr std::size_t threads = 4;
   constexpr unsigned rounds = 1000;
-  const words sent(threads * rounds);
-  const words seen(threads * rounds);
+  const host_array<unsigned> sent(threads * rounds);
+  const host_array<unsigned> seen(threads * rounds);
   std::vector<unsigned> refused(threads);
   findings found;
   {

@@ -8,7 +8,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <random>
@@ -16,66 +15,17 @@
 #include <thread>
 #include <vector>
 
+#include "cuda/portable.hpp"
 #include "orderly/cuda.hpp"
 #include "orderly/stream_pool.hpp"
 
 using namespace orderly;
+using namespace orderly::test;
 
 namespace {
 
 constexpr std::size_t kib = 1024;
 constexpr std::size_t mib = 1024 * kib;
-
-/// Outlives the pools that know it.
-class stream {
- public:
-  stream() { REQUIRE(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking) == cudaSuccess); }
-  stream(const stream&) = delete;
-  stream& operator=(const stream&) = delete;
-  ~stream() {
-    CHECK(cudaStreamSynchronize(stream_) == cudaSuccess);
-    CHECK(cudaStreamDestroy(stream_) == cudaSuccess);
-  }
-  [[nodiscard]] cudaStream_t get() const noexcept { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
-/// Bytes that host and device see.
-class bytes_of_host {
- public:
-  explicit bytes_of_host(std::size_t count) {
-    REQUIRE(cudaHostAlloc(reinterpret_cast<void**>(&bytes_), count, cudaHostAllocPortable) == cudaSuccess);
-    std::memset(bytes_, 0, count);
-  }
-  bytes_of_host(const bytes_of_host&) = delete;
-  bytes_of_host& operator=(const bytes_of_host&) = delete;
-  ~bytes_of_host() { CHECK(cudaFreeHost(bytes_) == cudaSuccess); }
-  [[nodiscard]] unsigned char* at(std::size_t index) const noexcept { return bytes_ + index; }
-
- private:
-  unsigned char* bytes_ = nullptr;
-};
-
-/// Work that stands in a stream until open().
-class gate {
- public:
-  explicit gate(cudaStream_t in) {
-    const auto stand = [](void* self) {
-      while (!static_cast<gate*>(self)->open_.load(std::memory_order_acquire)) {
-      }
-    };
-    REQUIRE(cudaLaunchHostFunc(in, stand, this) == cudaSuccess);
-  }
-  gate(const gate&) = delete;
-  gate& operator=(const gate&) = delete;
-  ~gate() { open(); }
-  void open() noexcept { open_.store(true, std::memory_order_release); }
-
- private:
-  std::atomic<bool> open_ = false;
-};
 
 [[nodiscard]] std::unique_ptr<memory_source> make_source() {
   auto source = make_cuda_virtual_source(0, {.bytes = 64 * mib});
@@ -105,7 +55,7 @@ TEST_CASE("blocks move while their streams stand still; the calls return at once
   const stream user;
   const stream reader;
   const stream copies;
-  const bytes_of_host seen(512);
+  const host_array<unsigned char> seen(512);
   stream_pool tested(make_source(), make_cuda_stream_driver(0));
   std::optional<relocatable_stream_blocks> blocks(std::in_place, tested);
   std::vector<relocatable> all;
@@ -134,7 +84,7 @@ TEST_CASE("blocks move while their streams stand still; the calls return at once
     blocks->unpin(live[1], user.get());
     CHECK(cudaStreamSynchronize(user.get()) == cudaSuccess);
     CHECK(*seen.at(1) == 200);
-    gate held(user.get());
+    host_gate held(user.get());
     for (std::size_t i = 0; i < live.size(); ++i) write(*blocks, live[i], user.get(), static_cast<int>(i + 1));
     blocks->begin({.bytes = 4 * mib});
     std::set<relocatable> moved;
@@ -178,7 +128,7 @@ TEST_CASE("threads write and read blocks in their streams while another moves th
   std::vector<std::unique_ptr<stream>> streams;
   for (std::size_t i = 0; i <= threads; ++i) streams.push_back(std::make_unique<stream>());
   constexpr std::size_t each_has = 24;
-  const bytes_of_host seen(2 * threads * each_has);
+  const host_array<unsigned char> seen(2 * threads * each_has);
   stream_options settings;
   settings.memory.limit = 32 * mib;
   stream_pool tested(make_source(), make_cuda_stream_driver(0), settings);
@@ -259,7 +209,7 @@ TEST_CASE("the driver copies in each kind of memory, behind what is in the strea
   for (int kind = 0; kind < 3; ++kind) {
     CAPTURE(kind);
     const stream in;
-    const bytes_of_host seen(1);
+    const host_array<unsigned char> seen(1);
     constexpr std::size_t bytes = 2 * mib;
     const auto source = kind == 0   ? make_cuda_device_source(0, bytes)
                         : kind == 1 ? make_cuda_pinned_source(bytes)
@@ -271,7 +221,7 @@ TEST_CASE("the driver copies in each kind of memory, behind what is in the strea
     CHECK(driver->copy(in.get(), memory + mib, memory, mib));
     REQUIRE(cudaStreamSynchronize(in.get()) == cudaSuccess);
     {
-      gate held(in.get());
+      host_gate held(in.get());
       REQUIRE(cudaMemsetAsync(memory, 9, mib, in.get()) == cudaSuccess);
       CHECK(driver->copy(in.get(), memory + mib, memory, mib));  // for ever, if it waited
       held.open();

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "cuda/memory_resource.hpp"
+#include "cuda/resource_bench.hpp"
 #include "orderly/software_stream.hpp"
 
 using namespace orderly;
@@ -62,29 +63,7 @@ static_assert(
 constexpr std::size_t kib = 1024;
 constexpr std::size_t mib = 1024 * kib;
 
-/// A pool on software streams, and a resource of it.
-struct bench {
-  explicit bench(std::size_t capacity = 16 * mib)
-      : device(software_schedule::lazy), pool(make_pool(device, capacity)), stream(device), resource(make_resource()) {}
-
-  [[nodiscard]] static std::shared_ptr<stream_pool> make_pool(const software_device& on, std::size_t capacity) {
-    stream_options settings;
-    settings.memory.capacity = capacity;
-    settings.memory.on_bad_free = on_bad_free::count;
-    return std::make_shared<stream_pool>(make_host_source(), on.driver(), settings);
-  }
-  [[nodiscard]] cuda_device_resource make_resource() const {
-    const auto idle = std::make_shared<software_stream>(device);
-    return {pool, 0, std::shared_ptr<void>(idle, idle->handle())};
-  }
-  [[nodiscard]] ::cuda::stream_ref in() const { return static_cast<cudaStream_t>(stream.handle()); }
-  [[nodiscard]] std::size_t live() const { return pool->stats().memory.requested; }
-
-  software_device device;
-  std::shared_ptr<stream_pool> pool;
-  software_stream stream;
-  cuda_device_resource resource;
-};
+using bench = resource_bench<cuda_device_resource>;
 
 /// What type erasure makes of a resource must do the same.
 template <class Check>

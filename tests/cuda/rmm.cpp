@@ -9,7 +9,6 @@
 #include <rmm/resource_ref.hpp>
 
 #include <cstddef>
-#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -17,7 +16,7 @@
 #include <utility>
 
 #include "cuda/memory_resource.hpp"
-#include "orderly/software_stream.hpp"
+#include "cuda/resource_bench.hpp"
 
 RMM_NAMESPACE_BEGIN
 bad_alloc::bad_alloc(const char* msg) : _what(std::string(std::bad_alloc::what()) + ": " + msg) {}
@@ -41,27 +40,7 @@ static_assert(std::is_base_of_v<std::bad_alloc, rmm::out_of_memory>);
 
 constexpr std::size_t mib = std::size_t{1} << 20;
 
-struct bench {
-  bench() : device(software_schedule::lazy), pool(make_pool(device)), stream(device), resource(make_resource()) {}
-
-  [[nodiscard]] static std::shared_ptr<stream_pool> make_pool(const software_device& on) {
-    stream_options settings;
-    settings.memory.capacity = 16 * mib;
-    settings.memory.on_bad_free = on_bad_free::count;
-    return std::make_shared<stream_pool>(make_host_source(), on.driver(), settings);
-  }
-  [[nodiscard]] rmm_device_resource make_resource() const {
-    const auto idle = std::make_shared<software_stream>(device);
-    return {pool, 0, std::shared_ptr<void>(idle, idle->handle())};
-  }
-  [[nodiscard]] ::cuda::stream_ref in() const { return static_cast<cudaStream_t>(stream.handle()); }
-  [[nodiscard]] std::size_t live() const { return pool->stats().memory.requested; }
-
-  software_device device;
-  std::shared_ptr<stream_pool> pool;
-  software_stream stream;
-  rmm_device_resource resource;
-};
+using bench = resource_bench<rmm_device_resource>;
 
 template <class Allocate>
 void check_refusal(const Allocate& allocate) {
