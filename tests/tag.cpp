@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -443,6 +444,26 @@ TEST_CASE("threads allocate under many tags, free what others allocated, and loo
   check_tags(tested);
   CHECK(tested.stats().bad_frees == 0);
   check_idle(tested);
+}
+
+TEST_CASE("who looks while a thread opens its account sees none, or all of it") {
+  for (std::size_t round = 0; round < scaled(100); ++round) {
+    pool tested(tagged(4 * mib));
+    std::atomic<bool> seen = false;
+    run_threads(2, [&](std::size_t self) {
+      if (self == 0) {
+        const tag_scope scope(weights);
+        void* const block = tested.try_allocate(1000);
+        while (!seen.load(std::memory_order_relaxed)) std::this_thread::yield();
+        tested.deallocate(block, 1000);
+        return;
+      }
+      while (of(tested.tags(), weights).requested != 1000) {  // nothing but the account says that it is there
+      }
+      seen.store(true, std::memory_order_relaxed);
+    });
+    check_tags(tested);
+  }
 }
 
 }

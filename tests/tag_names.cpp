@@ -3,10 +3,12 @@
 
 #include <doctest/doctest.h>
 
+#include <barrier>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "support/threads.hpp"
@@ -91,6 +93,33 @@ TEST_CASE("threads register the same names in different orders: all agree, and n
   ORDERLY_CHECK_FINDINGS(found);
   for (std::size_t self = 1; self < threads; ++self) CHECK(numbers[self] == numbers[0]);
   CHECK(names->count() == 2 + many);
+}
+
+TEST_CASE("threads meet at a number, with one name or one each: who comes second reads the first one's, and so does who looks") {
+  constexpr std::uint32_t rounds = 500;
+  tag_names* const names = fresh_names();
+  std::barrier meet(3);
+  findings found;
+  run_threads(3, [&](std::size_t self) {
+    std::uint32_t next = names->count();
+    for (std::uint32_t round = 0; round < rounds; ++round) {
+      const bool one = round % 2 == 0;
+      const std::string mine = "name " + std::to_string(round) + (one || self == 0 ? "" : "b");
+      meet.arrive_and_wait();
+      if (self < 2) {
+        const std::uint16_t number = names->number_of(mine);
+        found.expect(number == next || (!one && number == next + 1), mine, " has the number ", number);
+      } else {
+        // Nothing but the name itself says that it is there.
+        std::string_view seen = names->name_of(static_cast<std::uint16_t>(next));
+        for (; seen == "untagged"; seen = names->name_of(static_cast<std::uint16_t>(next))) std::this_thread::yield();
+        found.expect(seen.starts_with(std::string_view(mine).substr(0, mine.size() - (one ? 0 : 1))), seen, " at ", next);
+      }
+      next += one ? 1 : 2;
+    }
+  });
+  ORDERLY_CHECK_FINDINGS(found);
+  CHECK(names->count() == 2 + rounds / 2 * 3);
 }
 
 }
