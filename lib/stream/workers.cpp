@@ -19,11 +19,11 @@
 namespace orderly::detail {
 namespace {
 
-struct node {
-  explicit node(item&& of) : entry(std::move(of)) {}
+struct queue_node {
+  explicit queue_node(item&& of) : entry(std::move(of)) {}
 
   item entry;
-  atomic<node*> next{nullptr};
+  atomic<queue_node*> next{nullptr};
 };
 
 class worker final : public work_queue {
@@ -33,20 +33,20 @@ class worker final : public work_queue {
   /// A stop has been put. Waits for it.
   ~worker() override { thread_.join(); }
 
-  void put(std::unique_ptr<node> added) noexcept {
-    node* const before = std::exchange(last_, added.release());
+  void put(std::unique_ptr<queue_node> added) noexcept {
+    queue_node* const before = std::exchange(last_, added.release());
     before->next.store(last_, release);                           // (a) Q
     arrivals_.ring();
   }
 
   /// What ends the worker: made with it, so that ending needs no memory.
-  [[nodiscard]] std::unique_ptr<node> take_stop() noexcept { return std::move(stop_); }
-  [[nodiscard]] std::unique_ptr<node> take_burial() noexcept { return std::move(burial_); }
+  [[nodiscard]] std::unique_ptr<queue_node> take_stop() noexcept { return std::move(stop_); }
+  [[nodiscard]] std::unique_ptr<queue_node> take_burial() noexcept { return std::move(burial_); }
 
  private:
   void run() noexcept {
     for (;;) {
-      node* arrived = nullptr;
+      queue_node* arrived = nullptr;
       arrivals_.wait([&] {
         arrived = done_with_->next.load(acquire);                 // (b) Q
         return arrived != nullptr;
@@ -75,10 +75,11 @@ class worker final : public work_queue {
     }
   }
 
-  std::unique_ptr<node> done_with_ = std::make_unique<node>(item{});  // the worker's
-  alignas(interference) node* last_ = done_with_.get();  // the host's
-  std::unique_ptr<node> stop_ = std::make_unique<node>(item{item::kind::stop, nullptr, nullptr});
-  std::unique_ptr<node> burial_ = std::make_unique<node>(item{item::kind::work, [this] { delete this; }, nullptr});
+  std::unique_ptr<queue_node> done_with_ = std::make_unique<queue_node>(item{});  // the worker's
+  alignas(interference) queue_node* last_ = done_with_.get();  // the host's
+  std::unique_ptr<queue_node> stop_ = std::make_unique<queue_node>(item{item::kind::stop, nullptr, nullptr});
+  std::unique_ptr<queue_node> burial_ =
+      std::make_unique<queue_node>(item{item::kind::work, [this] { delete this; }, nullptr});
   doorbell arrivals_;
   std::thread thread_;  // last: it uses the others
 };
@@ -93,21 +94,21 @@ class workers final : public executor {
 
   void close(work_queue& closed) noexcept override {
     auto& ending = static_cast<worker&>(closed);
-    std::unique_ptr<node> burial = ending.take_burial();
+    std::unique_ptr<queue_node> burial = ending.take_burial();
     ending.put(ending.take_stop());
     const std::lock_guard hold(burials_);
     undertaker_.put(std::move(burial));
   }
 
   void put(work_queue& into, item&& entry) override {
-    static_cast<worker&>(into).put(std::make_unique<node>(std::move(entry)));
+    static_cast<worker&>(into).put(std::make_unique<queue_node>(std::move(entry)));
   }
 
   void wait_for(event& awaited) noexcept override { awaited.wait(); }
 
   /// The undertaker has joined all workers that were closed before.
   void wait_for_closed(event& last) override {
-    auto all = std::make_unique<node>(item{item::kind::record, nullptr, &last});
+    auto all = std::make_unique<queue_node>(item{item::kind::record, nullptr, &last});
     {
       const std::lock_guard hold(burials_);
       undertaker_.put(std::move(all));
