@@ -207,7 +207,8 @@ def unseen(mutants):
         if not why:
             raise Misfit(f'unseen.toml: {entry} has no reason')
         for pattern in entry['mutants']:
-            named = [name for name in reasons if name.startswith(pattern)]
+            # A whole name is that mutant's alone, also where others begin with it.
+            named = [pattern] if pattern in reasons else [name for name in reasons if name.startswith(pattern)]
             if not named:
                 raise Misfit(f'unseen.toml: there is no mutant {pattern!r}')
             for name in named:
