@@ -53,4 +53,9 @@ clock_scale calibrate_clock() {
   return {elapsed.count() / static_cast<double>(last.ticks - first.ticks), empty_section()};
 }
 
+const clock_scale& the_clock() {
+  static const clock_scale scale = calibrate_clock();
+  return scale;
+}
+
 }  // namespace orderly::bench

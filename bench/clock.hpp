@@ -48,4 +48,7 @@ struct clock_scale {
 /// Measures the clock, in about 20 ms.
 [[nodiscard]] clock_scale calibrate_clock();
 
+/// Measured when it is first asked for.
+const clock_scale& the_clock();
+
 }  // namespace orderly::bench

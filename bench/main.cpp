@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "cores.hpp"
+#include "harness.hpp"
 #include "peer/peers.hpp"
 #include "scenario/scenarios.hpp"
 
@@ -86,24 +87,14 @@ class measurement {
     if (!current_->full || scenario.refused() != 0) state.SkipWithError("the peer refused an allocation");
   }
 
-  /// Runs this thread's share of `steps` steps for each thread; returns how many it took. The threads draw from what is
-  /// left of all their steps, so that all are busy to the end: with a fixed share each, one that a mutex favours would
-  /// finish first, and the others would be measured without contention.
+  /// Runs this thread's share of `steps` steps for each thread; returns how many it took.
   static std::size_t work(Scenario<Peer>& scenario, std::size_t steps, int threads) {
     if constexpr (Scenario<Peer>::needs_two) {  // the two sides keep step by themselves
       for (std::size_t i = 0; i < steps; ++i) scenario.step();
       return steps;
     }
-    constexpr std::size_t some = Scenario<Peer>::steps_at_a_time;
-    const std::size_t all = steps * static_cast<std::size_t>(threads);
-    std::size_t taken = 0;
-    for (;;) {
-      const std::size_t first = current_->steps_drawn.fetch_add(some, std::memory_order_relaxed);  // only a count
-      if (first >= all) return taken;
-      const std::size_t last = std::min(first + some, all);
-      for (std::size_t i = first; i < last; ++i) scenario.step();
-      taken += last - first;
-    }
+    return share_out(scenario, current_->steps_drawn, Scenario<Peer>::steps_at_a_time,
+                     steps * static_cast<std::size_t>(threads));
   }
 
   static inline std::unique_ptr<run_type> current_;
@@ -127,18 +118,6 @@ void print_help() {
       "\norderly-bench: benchmarks are WORKLOAD/ALLOCATOR/[full:80/]threads:N\n"
       "          [--touch]  write to every page of a block; else blocks are not touched\n",
       stderr);
-}
-
-const char* distortion() {
-#if defined(ORDERLY_SANITIZED)
-  return "a sanitizer is on";
-#elif !defined(__OPTIMIZE__)
-  return "the build is not optimised";
-#elif !defined(NDEBUG)
-  return "assertions are on";
-#else
-  return nullptr;
-#endif
 }
 
 /// Google Benchmark's arguments: what suits these benchmarks, then what was given, as the last of two equal flags
@@ -167,8 +146,7 @@ int main(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(count, pointers.data())) return EXIT_FAILURE;
 
   benchmark::AddCustomContext("blocks_touched", touch_blocks ? "yes" : "no");
-  benchmark::AddCustomContext("distorted_by", distortion() != nullptr ? distortion() : "nothing");
-  if (distortion() != nullptr) std::fprintf(stderr, "*** The figures mean nothing: %s. ***\n", distortion());
+  report_distortion();
   add_all(all_peers{});
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();

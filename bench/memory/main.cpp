@@ -16,7 +16,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <random>
@@ -28,6 +27,7 @@
 
 #include "clock.hpp"
 #include "cores.hpp"
+#include "harness.hpp"
 #include "latency.hpp"
 #include "memory/passes.hpp"
 #include "peer/orderly.hpp"
@@ -38,11 +38,6 @@ namespace orderly::bench {
 namespace {
 
 constexpr std::size_t mib = std::size_t{1} << 20;
-
-const clock_scale& the_clock() {
-  static const clock_scale scale = calibrate_clock();
-  return scale;
-}
 
 // ------------------------------------------------------------------------------------------------------------- passes
 
@@ -122,7 +117,8 @@ class beside_passes {
       current_->ready.arrive_and_wait();
       std::size_t steps = 0;
       const auto all = static_cast<std::size_t>(state.max_iterations) * static_cast<std::size_t>(state.threads());
-      while (state.KeepRunningBatch(state.max_iterations)) steps = share_out(scenario, all);
+      while (state.KeepRunningBatch(state.max_iterations))
+        steps = share_out(scenario, current_->steps_drawn, scenario.steps_at_a_time / 10, all);
       state.SetItemsProcessed(static_cast<std::int64_t>(steps * scenario.pairs_per_step()));
       current_->refused.fetch_add(scenario.refused(), std::memory_order_relaxed);  // a figure
       current_->ready.arrive_and_wait();
@@ -136,20 +132,6 @@ class beside_passes {
     if (current_->refused.load(std::memory_order_relaxed) != 0) state.SkipWithError("an allocation was refused");
   }
 
-  /// Threads draw from what is left of all their steps, as in orderly-bench.
-  template <class Work>
-  static std::size_t share_out(Work& scenario, std::size_t all) {
-    constexpr std::size_t some = Work::steps_at_a_time / 10;
-    std::size_t taken = 0;
-    for (;;) {
-      const std::size_t from = current_->steps_drawn.fetch_add(some, std::memory_order_relaxed);  // only a count
-      if (from >= all) return taken;
-      const std::size_t end = std::min(from + some, all);
-      for (std::size_t i = from; i < end; ++i) scenario.step();
-      taken += end - from;
-    }
-  }
-
   static void collect(benchmark::State& state) {
     for (int thread = 0; thread < state.threads(); ++thread) {
       if (thread == state.thread_index()) {
@@ -158,11 +140,7 @@ class beside_passes {
       current_->ready.arrive_and_wait();
     }
     if (state.thread_index() != 0) return;
-    const latency seen = summarise(current_->ticks, the_clock());
-    state.counters["p50"] = seen.p50;
-    state.counters["p99"] = seen.p99;
-    state.counters["p999"] = seen.p999;
-    state.counters["max"] = seen.max;
+    add_counters(state, "", summarise(current_->ticks, the_clock()));
   }
 
   static inline std::unique_ptr<run> current_;
@@ -340,18 +318,6 @@ void add_fragmented() {
   }
 }
 
-const char* distortion() {
-#if defined(ORDERLY_SANITIZED)
-  return "a sanitizer is on";
-#elif !defined(__OPTIMIZE__)
-  return "the build is not optimised";
-#elif !defined(NDEBUG)
-  return "assertions are on";
-#else
-  return nullptr;
-#endif
-}
-
 }  // namespace
 }  // namespace orderly::bench
 
@@ -359,8 +325,7 @@ int main(int argc, char** argv) {
   using namespace orderly::bench;
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return EXIT_FAILURE;
-  benchmark::AddCustomContext("distorted_by", distortion() != nullptr ? distortion() : "nothing");
-  if (distortion() != nullptr) std::fprintf(stderr, "*** The figures mean nothing: %s. ***\n", distortion());
+  report_distortion();
   the_clock();
   add_passes<pair_scenario, no_passes, computing, defragmenting, trimming, reserving, relocating>();
   add_passes<slots1000_scenario, no_passes, computing, defragmenting, trimming, reserving, relocating>();

@@ -14,8 +14,6 @@
 #include <atomic>
 #include <barrier>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -26,6 +24,7 @@
 
 #include "clock.hpp"
 #include "cores.hpp"
+#include "harness.hpp"
 #include "latency.hpp"
 #include "stream/peers.hpp"
 #include "stream/software.hpp"
@@ -48,16 +47,12 @@ constexpr std::string_view name_of(layout of) {
   return of == layout::own ? "" : of == layout::one ? "/streams:one" : "/streams:four";
 }
 
-const clock_scale& the_clock() {
-  static const clock_scale scale = calibrate_clock();
-  return scale;
-}
-
 template <stream_world World, class Peer, template <class, class, std::size_t> class Workload, layout Layout,
           bool Timed>
 class measurement {
  public:
-  static void add() {
+  // There are some hundred of these: what is not measured is compiled for size, which takes a seventh less time.
+  [[gnu::cold]] static void add() {
     const std::string name = std::string(World::name) + '/' + std::string(workload::name) + '/' +
                              std::string(Peer::name) + std::string(name_of(Layout)) + (Timed ? "/latency" : "");
     auto* const added = benchmark::RegisterBenchmark(name.c_str(), measure);
@@ -92,7 +87,7 @@ class measurement {
   static inline std::unique_ptr<run> current;
 
   /// All of them for a stream each; the ends and two where only the layout differs.
-  static std::vector<int> counts() {
+  [[gnu::cold]] static std::vector<int> counts() {
     std::vector<int> all = thread_counts();
     if (Layout != layout::own || Timed)
       std::erase_if(all, [](int count) { return count > 2 && count != static_cast<int>(cores().size()); });
@@ -102,8 +97,8 @@ class measurement {
     return all;
   }
 
-  static void set_up(const benchmark::State& state) { current = std::make_unique<run>(state.threads()); }
-  static void tear_down(const benchmark::State&) {
+  [[gnu::cold]] static void set_up(const benchmark::State& state) { current = std::make_unique<run>(state.threads()); }
+  [[gnu::cold]] static void tear_down(const benchmark::State&) {
     current->world.finish();
     current.reset();
   }
@@ -152,26 +147,17 @@ class measurement {
     if (current->refused.load(std::memory_order_relaxed) != 0) state.SkipWithError("an allocation was refused");
   }
 
-  /// As many steps as there are for this thread; returns how many it took. Where threads share out the steps, all are
-  /// busy to the end: with a fixed share each, one that a mutex favours would finish first, and leave the others alone.
+  /// As many steps as there are for this thread; returns how many it took.
   static std::size_t run_steps(workload& work, std::size_t steps, int threads) {
     if constexpr (workload::in_step) {
       for (std::size_t i = 0; i < steps; ++i) work.step();
       return steps;
     }
-    const std::size_t some = std::clamp<std::size_t>(steps / 32, 1, 4096);
-    const std::size_t all = steps * static_cast<std::size_t>(threads);
-    std::size_t taken = 0;
-    for (;;) {
-      const std::size_t first = current->steps_drawn.fetch_add(some, std::memory_order_relaxed);  // only a count
-      if (first >= all) return taken;
-      const std::size_t last = std::min(first + some, all);
-      for (std::size_t i = first; i < last; ++i) work.step();
-      taken += last - first;
-    }
+    return share_out(work, current->steps_drawn, std::clamp<std::size_t>(steps / 32, 1, 4096),
+                     steps * static_cast<std::size_t>(threads));
   }
 
-  static void count(benchmark::State& state, std::uint64_t calls_before, const stream_counts& before) {
+  [[gnu::cold]] static void count(benchmark::State& state, std::uint64_t calls_before, const stream_counts& before) {
     const auto pairs = static_cast<double>(current->pairs.load(std::memory_order_relaxed));
     const auto each = [&](std::uint64_t now, std::uint64_t then) { return static_cast<double>(now - then) / pairs; };
     if constexpr (requires { Peer::calls_a_pair; }) {
@@ -192,15 +178,11 @@ class measurement {
     }
   }
 
-  static void add_latency(benchmark::State& state, const std::string& kind,
+  [[gnu::cold]] static void add_latency(benchmark::State& state, const std::string& kind,
                           std::vector<std::uint64_t> call_samples::*of) {
     std::vector<std::uint64_t> all;
     for (const call_samples& each : current->samples) all.insert(all.end(), (each.*of).begin(), (each.*of).end());
-    const latency seen = summarise(all, the_clock());
-    state.counters[kind + "p50"] = seen.p50;
-    state.counters[kind + "p99"] = seen.p99;
-    state.counters[kind + "p999"] = seen.p999;
-    state.counters[kind + "max"] = seen.max;
+    add_counters(state, kind, summarise(all, the_clock()));
   }
 };
 
@@ -244,18 +226,6 @@ void add_cuda() {
 #endif
 }
 
-const char* distortion() {
-#if defined(ORDERLY_SANITIZED)
-  return "a sanitizer is on";
-#elif !defined(__OPTIMIZE__)
-  return "the build is not optimised";
-#elif !defined(NDEBUG)
-  return "assertions are on";
-#else
-  return nullptr;
-#endif
-}
-
 }  // namespace
 }  // namespace orderly::bench
 
@@ -264,8 +234,7 @@ int main(int argc, char** argv) {
   std::thread([] {}).join();  // no peer shall profit from a process that has one thread
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  benchmark::AddCustomContext("distorted_by", distortion() != nullptr ? distortion() : "nothing");
-  if (distortion() != nullptr) std::fprintf(stderr, "*** The figures mean nothing: %s. ***\n", distortion());
+  report_distortion();
   the_clock();
   add_world<software_world, orderly_stream_peer<software_world>, orderly_host_peer<software_world>,
             classic_peer<software_world>>();

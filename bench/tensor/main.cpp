@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "harness.hpp"
 #include "orderly/pool.hpp"
 #include "orderly/tensor_cache.hpp"
 
@@ -93,4 +94,10 @@ BENCHMARK(malloc_and_descriptor)->Apply(sizes);
 
 }  // namespace
 
-BENCHMARK_MAIN();
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return EXIT_FAILURE;
+  orderly::bench::report_distortion();
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+}
