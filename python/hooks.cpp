@@ -169,6 +169,16 @@ void bind_hooks(nb::module_& m) {
     const recorder_hook hook = the_recorder_hook();
     return nb::make_tuple(address_of(hook.allocated), address_of(hook.freed));
   });
+  // Rows for what has an address and a length, but no memory.
+  m.def(
+      "_record_allocated",
+      [](std::uintptr_t address, std::size_t bytes) {
+        recording().allocated(reinterpret_cast<void*>(address), bytes);  // only written down
+      },
+      "address"_a, "bytes"_a);
+  m.def(
+      "_record_freed", [](std::uintptr_t address) { recording().freed(reinterpret_cast<void*>(address)); },
+      "address"_a);
   m.def("_record_start", [] { recording().start(); });
   m.def("_record_stop", [] { recording().stop(); });
   m.def("_record_take", [] {

@@ -53,13 +53,19 @@ outcome run(const std::vector<call>& calls, std::size_t slots, const options& se
 }
 
 /// `trace`: pairs of 64-bit numbers, slot and bytes, in the order of the calls; 2^64 - 1 bytes: a free.
-nb::dict replay(const nb::bytes& trace, std::size_t slots, std::size_t limit, std::size_t chunk, double slack) {
+nb::dict replay(const nb::bytes& trace, std::size_t slots, std::size_t limit, std::size_t chunk, double slack,
+                std::size_t capacity, std::size_t granule) {
   if (trace.size() % sizeof(call) != 0) raise(PyExc_ValueError, "the trace is not made of pairs of 64-bit numbers");
   std::vector<call> calls(trace.size() / sizeof(call));
   std::memcpy(calls.data(), trace.data(), trace.size());
   for (const call& each : calls)
     if (each.slot >= slots) raise(PyExc_ValueError, "a slot is out of range");
-  const options settings{.chunk = chunk, .limit = limit, .slack = slack, .on_bad_free = on_bad_free::count};
+  const options settings{.capacity = capacity,
+                         .granule = granule,
+                         .chunk = chunk,
+                         .limit = limit,
+                         .slack = slack,
+                         .on_bad_free = on_bad_free::count};
   const outcome result = without_gil([&] { return run(calls, slots, settings); });
   nb::dict d;
   d["calls"] = calls.size();
@@ -73,7 +79,8 @@ nb::dict replay(const nb::bytes& trace, std::size_t slots, std::size_t limit, st
 }  // namespace
 
 void bind_replay(nb::module_& m) {
-  m.def("_replay", replay, "trace"_a, "slots"_a, "limit"_a = 0, "chunk"_a = 0, "slack"_a = 0.2);
+  m.def("_replay", replay, "trace"_a, "slots"_a, "limit"_a = 0, "chunk"_a = 0, "slack"_a = 0.2, "capacity"_a = 0,
+        "granule"_a = 0);
 }
 
 }  // namespace orderly::python

@@ -31,6 +31,8 @@ class orderly_peer {
                      .on_out_of_memory = {},
                      .on_bad_free = on_bad_free::abort};
     if (config.slack >= 0) settings.slack = config.slack;
+    // Some 480 GiB of addresses go with the default granule, twice as many with twice that.
+    for (settings.granule = 256; config.capacity >> 30 > settings.granule;) settings.granule *= 2;
     return settings;
   }
 

@@ -1,7 +1,8 @@
 """Memory pools for programs in which many threads allocate and free large buffers.
 
 ``MemoryPool`` makes tensors, which NumPy, PyTorch and CuPy take as they lie, on the host or a GPU, in stream order.
-``BuddyAllocator`` hands out raw blocks of host memory by address. ``record`` writes a program's allocations to a log;
+``BuddyAllocator`` hands out raw blocks of host memory by address. ``record`` writes a program's allocations to a log,
+``orderly.torch.simulate`` those of a model that no machine at hand can hold;
 ``orderly.torch``, ``orderly.cupy``, ``orderly.numba`` and ``orderly.numpy`` put a pool below those libraries.
 
 Every free is checked: a wrong one raises ``BadFree``, which says what was found there, and changes nothing.

@@ -73,6 +73,37 @@ class _Cuda:
 
 
 @contextlib.contextmanager
+def recording(path):
+    """What is noted by the process's recorder goes to a log while the ``with`` block runs, whose value appends rows of
+    another's to it. Raises RuntimeError: a recording runs already. ImportError: no compressor for ``.zst``."""
+    if not _running.acquire(blocking=False):
+        raise RuntimeError('orderly.record: a recording runs already in this process')
+    with contextlib.ExitStack() as stack:
+        stack.callback(_running.release)
+        file = stack.enter_context(open_compressed(path))
+        file.write(HEADER)
+        writes = threading.Lock()
+        done = threading.Event()
+
+        def write(rows=None):
+            with writes:
+                file.write(_core._record_take() if rows is None else rows)
+
+        def write_now_and_then():
+            while not done.wait(INTERVAL):
+                write()
+
+        writer = threading.Thread(target=write_now_and_then, name='orderly.record', daemon=True)
+        _core._record_start()
+        stack.callback(write)
+        stack.callback(_core._record_stop)
+        writer.start()
+        stack.callback(writer.join)
+        stack.callback(done.set)
+        yield write
+
+
+@contextlib.contextmanager
 def record(path, *, torch=None, numpy=None, cuda=None, entries=1_000_000):
     """Writes the allocations of PyTorch and NumPy to a log while the ``with`` block runs.
 
@@ -93,24 +124,8 @@ def record(path, *, torch=None, numpy=None, cuda=None, entries=1_000_000):
     """
     torch = 'torch' in sys.modules if torch is None else torch
     numpy = 'numpy' in sys.modules if numpy is None else numpy
-    if not _running.acquire(blocking=False):
-        raise RuntimeError('orderly.record: a recording runs already in this process')
     with contextlib.ExitStack() as stack:
-        stack.callback(_running.release)
-        file = stack.enter_context(open_compressed(path))
-        file.write(HEADER)
-        writes = threading.Lock()
-        done = threading.Event()
-
-        def write():
-            with writes:
-                file.write(_core._record_take())
-
-        def write_now_and_then():
-            while not done.wait(INTERVAL):
-                write()
-
-        writer = threading.Thread(target=write_now_and_then, name='orderly.record', daemon=True)
+        append = stack.enter_context(recording(path))
         on_gpu = None
         if torch:
             from . import torch as plugin
@@ -118,20 +133,12 @@ def record(path, *, torch=None, numpy=None, cuda=None, entries=1_000_000):
             plugin._cpu()
             if cuda or (cuda is None and pytorch.cuda.is_available() and pytorch.cuda.is_initialized()):
                 on_gpu = _Cuda(pytorch, entries)
-        _core._record_start()
-        stack.callback(write)
-        stack.callback(_core._record_stop)
-        if torch:
             plugin._record(*_core._recorder_hook())
             stack.callback(plugin._record, None, None)
         if numpy:
             last = _core._numpy_get_handler()
             _core._numpy_set_handler(_core._numpy_recording_handler(last))
             stack.callback(_core._numpy_set_handler, last)
-        writer.start()
-        stack.callback(writer.join)
-        stack.callback(done.set)
         yield
         if on_gpu is not None:
-            with writes:
-                file.write(on_gpu.rows())
+            append(on_gpu.rows())

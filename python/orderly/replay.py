@@ -2,9 +2,10 @@
 
     python -m orderly.replay LOG... [--find-limit] [--limit BYTES] [--chunk BYTES] [--slack FRACTION] [--json]
 
-LOG: from orderly.record, or in RMM's columns; .csv, also compressed (.gz, .xz, .zst). The calls are made on one thread,
-in their recorded order, in host memory that nobody touches. For other allocators, threads, streams and pictures there
-is orderly-replay, which ./bench/run builds; it reads the same files.
+LOG: from orderly.record or orderly.torch.simulate, or in RMM's columns; .csv, also compressed (.gz, .xz, .zst). The
+calls are made on one thread, in their recorded order, in host memory that nobody touches, so that it may be more than
+the machine has. For other allocators, threads, streams and pictures there is orderly-replay, which ./bench/run builds;
+it reads the same files.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import array
 import csv
 import io
 import json
+import os
 import pathlib
 import sys
 
@@ -78,6 +80,21 @@ def read(path):
     return calls.tobytes(), slots, peak, len(threads)
 
 
+def _addresses(path, peak):
+    """Options of a pool that has room for twice the peak, on whatever machine: none of it is touched. Above some 480 GiB
+    a capacity wants a larger granule, and above 1.5 TiB more addresses than a process has."""
+    machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    most = 3 << 39
+    if peak > most:
+        raise ValueError(f'{path}: {peak} bytes are live at once, and a pool can have at most {most}')
+    if 2 * peak <= machine:
+        return {}
+    capacity, granule = min(2 * peak, most), 256
+    while capacity > granule << 30:  # 256 GiB for 256 bytes, and so on
+        granule *= 2
+    return {'capacity': capacity, 'granule': granule}
+
+
 def _least_limit(trace, slots, peak, options):
     """The smallest limit, in 1/200 of the peak of live bytes, with which no call is refused; None: not below four
     peaks."""
@@ -98,7 +115,7 @@ def replay(path, *, limit=0, chunk=0, slack=0.2, repeat=3, find_limit=False):
     their ratio, nanoseconds a call (the best of `repeat`), refused allocations, and the least limit if it is asked for.
     Raises ValueError."""
     trace, slots, peak, threads = read(path)
-    options = {'chunk': chunk, 'slack': slack}
+    options = {'chunk': chunk, 'slack': slack, **_addresses(path, peak)}
     runs = [_core._replay(trace, slots, limit=limit, **options) for _ in range(repeat)]
     calls = max(runs[0]['calls'], 1)
     found = {'log': str(path), 'calls': runs[0]['calls'], 'threads': threads, 'peak_live': peak,

@@ -7,6 +7,7 @@
     with orderly.torch.mem_pool():           # or only what is allocated in here
         model(batch)
     print(orderly.torch.memory_stats())
+    orderly.torch.simulate(make_model, inputs, 'large.csv.xz')  # how much memory would it need?
 
 On the CPU this goes through PyTorch's allocator hook, by a small library that is compiled against the installed PyTorch
 the first time (a C++ compiler and PyTorch's headers are needed; the result is kept in the user's cache folder). On a
@@ -29,10 +30,11 @@ import warnings
 import torch
 
 from . import MemoryPool, _core, has_cuda
+from ._simulation import Simulation, simulate
 
-__all__ = ['build', 'disable', 'empty_cache', 'enable', 'is_enabled', 'max_memory_allocated', 'mem_pool',
+__all__ = ['Simulation', 'build', 'disable', 'empty_cache', 'enable', 'is_enabled', 'max_memory_allocated', 'mem_pool',
            'memory_allocated', 'memory_reserved', 'memory_snapshot', 'memory_stats', 'pool',
-           'set_per_process_memory_fraction']
+           'set_per_process_memory_fraction', 'simulate']
 
 _lock = threading.RLock()
 _cpu_library = None

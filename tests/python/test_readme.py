@@ -13,7 +13,7 @@ EXAMPLES = re.findall(r'```python\n(.*?)```\n\nprints\n\n```text\n(.*?)```', REA
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == README.count('```python') == 2
+    assert len(EXAMPLES) == README.count('```python') == 3
 
 
 @pytest.mark.parametrize('program, printed', EXAMPLES)
