@@ -26,6 +26,7 @@ void translate(const std::exception_ptr& raised, void*) {
   } catch (const out_of_memory& refused) {
     nb::object exception = nb::borrow(out_of_memory_type)(refused.what());
     exception.attr("requested") = refused.requested();
+    exception.attr("report") = nb::cast(refused.report());
     raise_object(out_of_memory_type, exception);
   }
 }
@@ -54,6 +55,13 @@ nb::object exception_of(const bad_free& report) {
 }
 
 void raise(const bad_free& report) { throw bad_free_error(report); }
+
+void raise_bad_free(error code, const char* message) {
+  nb::object exception = nb::borrow(bad_free_type)(message);
+  exception.attr("code") = name_of(code);
+  raise_object(bad_free_type, exception);
+  throw nb::python_error();
+}
 
 void raise(PyObject* type, const char* format, ...) {
   std::va_list values;

@@ -17,6 +17,8 @@ void bind_errors(nanobind::module_& m);
 
 /// Raises it.
 [[noreturn]] void raise(const bad_free& report);
+/// The same for a block that was not named by its address.
+[[noreturn]] void raise_bad_free(error code, const char* message);
 [[noreturn]] void raise(PyObject* type, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 /// The name of a code as Python has it: "double_free".

@@ -6,6 +6,7 @@
 
 #include "errors.hpp"
 #include "streams.hpp"
+#include "tags.hpp"
 
 namespace orderly::python {
 
@@ -116,6 +117,8 @@ void memory::close() {
   if (!is_open()) return;
   if (hooked)
     raise(PyExc_RuntimeError, "close(): the pool serves another library, which may have blocks of it at any time");
+  if (sets != 0)
+    raise(PyExc_RuntimeError, "close(): %zu RelocatableBlocks of the pool are alive; close or drop them first", sets);
   if (calls_ != 0) raise(PyExc_RuntimeError, "close(): another thread is inside a call of this pool");
   std::optional<pool> plain;
   std::optional<stream_pool> streams;
@@ -297,13 +300,41 @@ nb::dict memory::snapshot() const {
     d["bytes"] = block.bytes;
     d["requested"] = block.requested;
     d["state"] = name_of(block.state);
+    if (account_tags && block.state == block_state::live) d["tag"] = name_of(block.tag);
     list.append(d);
   }
   nb::dict all;
   all["device"] = where_.name();
   all["stats"] = stats();
   all["blocks"] = list;
+  if (account_tags) all["tags"] = tags();
   return all;
+}
+
+nb::dict memory::tags() const {
+  require_open();
+  std::vector<tag_statistics> found;
+  {
+    const in_call running(*this);
+    found = without_gil([&] { return plain_ ? plain_->tags() : streams_->tags(); });
+  }
+  nb::dict all;
+  for (const tag_statistics& each : found) {
+    nb::dict d;
+    d["requested"] = each.requested;
+    d["allocated"] = each.allocated;
+    d["peak_requested"] = each.peak_requested;
+    d["allocations"] = each.allocations;
+    d["frees"] = each.frees;
+    all[name_of(each.tag)] = d;
+  }
+  return all;
+}
+
+memory_report memory::report_for(std::size_t bytes) const {
+  require_open();
+  const in_call running(*this);
+  return without_gil([&] { return plain_ ? plain_->report(bytes) : streams_->report(bytes); });
 }
 
 bool memory::owns(const void* pointer) const noexcept {

@@ -101,6 +101,9 @@ class memory {
 
   [[nodiscard]] nanobind::dict stats() const;
   [[nodiscard]] nanobind::dict snapshot() const;
+  /// By name; empty if no account is kept.
+  [[nodiscard]] nanobind::dict tags() const;
+  [[nodiscard]] memory_report report_for(std::size_t bytes) const;
   [[nodiscard]] bool owns(const void* pointer) const noexcept;
   [[nodiscard]] std::size_t block_size(const void* pointer) const noexcept;
   [[nodiscard]] std::size_t granule() const noexcept;
@@ -125,6 +128,8 @@ class memory {
   static inline const stream_handle settled = &settled_place;
 
   std::shared_ptr<handlers> asks;
+  bool account_tags = false;
+  std::size_t sets = 0;     ///< of relocatable blocks, alive
   std::size_t tensors = 0;  ///< alive
   bool hooked = false;      ///< another library's allocator uses the pool, for ever
 

@@ -6,8 +6,11 @@
 #include "hooks.hpp"
 #include "numpy.hpp"
 #include "pools.hpp"
+#include "relocation.hpp"
 #include "replay.hpp"
+#include "report.hpp"
 #include "streams.hpp"
+#include "tags.hpp"
 #include "tensor.hpp"
 
 NB_MODULE(_core, m) {
@@ -21,9 +24,12 @@ NB_MODULE(_core, m) {
   m.attr("has_cuda") = false;
 #endif
   orderly::python::bind_errors(m);
+  orderly::python::bind_tags(m);
+  orderly::python::bind_report(m);
   orderly::python::bind_streams(m);
   orderly::python::bind_tensor(m);
   orderly::python::bind_pools(m);
+  orderly::python::bind_relocation(m);
   orderly::python::bind_hooks(m);
   orderly::python::bind_numpy(m);
   orderly::python::bind_replay(m);

@@ -80,6 +80,7 @@ std::uintptr_t number(const void* address) noexcept { return reinterpret_cast<st
 struct given_options {
   std::size_t capacity, granule, chunk, limit, release_threshold, soft_limit;
   double slack;
+  bool account_tags;
   nb::object on_out_of_memory, on_bad_free;
 };
 
@@ -91,6 +92,7 @@ std::shared_ptr<handlers> handlers_of(const given_options& given, options& setti
   settings.release_threshold = given.release_threshold;
   settings.soft_limit = given.soft_limit;
   settings.slack = given.slack;
+  settings.account_tags = given.account_tags;
   auto asks = std::make_shared<handlers>();
   for (const auto& [from, name, to] : {std::tuple{&given.on_out_of_memory, "on_out_of_memory", &asks->out_of_memory},
                                        std::tuple{&given.on_bad_free, "on_bad_free", &asks->bad_free}}) {
@@ -307,7 +309,18 @@ void bind_common(nb::class_<Object>& c) {
           "snapshot", [](const Object& self) { return self.of->snapshot(); },
           nb::sig("def snapshot(self) -> dict[str, typing.Any]"),
           "`device`, `stats`, and `blocks` in address order, free and cached ones too: each with `address`, `bytes`,\n"
-          "`requested` bytes (0 unless live) and `state`: `live`, `cached`, `free`.")
+          "`requested` bytes (0 unless live) and `state`: `live`, `cached`, `free`. With account_tags also `tags`, as "
+          "by\n"
+          "tags(), and the `tag` of each live block.")
+      .def(
+          "tags", [](const Object& self) { return self.of->tags(); },
+          nb::sig("def tags(self) -> dict[str, dict[str, int]]"),
+          "What each tag that was ever used here holds, by name, the one with most first: bytes `requested`,\n"
+          "`allocated`, `peak_requested`; numbers of `allocations` and `frees`. Empty unless account_tags.")
+      .def(
+          "report", [](const Object& self, std::size_t bytes) { return self.of->report_for(bytes); }, "bytes"_a = 0,
+          "Where the memory is, and what would make room for a request of `bytes`; str() of it is the text. Inside of\n"
+          "on_out_of_memory: of the request that it was called for, with what was tried. Looks at each block.")
       .def_prop_ro(
           "granule", [](const Object& self) { return self.of->granule(); }, "Smallest block, in bytes.")
       .def_prop_ro(
@@ -330,7 +343,8 @@ constexpr const char* options_text =
     "capacity: most memory ever managed; the machine's, by default. granule: smallest block, a power of two (256).\n"
     "chunk: unit in which memory is committed, a power of two (64 KiB on the host). limit: most memory committed.\n"
     "release_threshold: committed bytes up to which nothing is given back by itself. soft_limit: above which idle\n"
-    "memory is given back before more is committed. slack: free memory kept, as a fraction of the peak.\n\n"
+    "memory is given back before more is committed. slack: free memory kept, as a fraction of the peak.\n"
+    "account_tags: keep account of what each orderly.tag holds; each call then costs a few times as much.\n\n"
     "on_out_of_memory(bytes) -> bool: called before an allocation is refused; true: try again. What it raises leaves\n"
     "the allocation. on_bad_free(error: BadFree): called for refused frees that cannot raise, those of the garbage\n"
     "collector; a line on stderr by default.\n\n"
@@ -347,19 +361,20 @@ void bind_buddy(nb::module_& m) {
   c.def(
        "__init__",
        [](buddy_object* self, std::size_t capacity, std::size_t granule, std::size_t chunk, std::size_t limit,
-          std::size_t release_threshold, std::size_t soft_limit, double slack, nb::object on_out_of_memory,
-          nb::object on_bad_free, nb::handle buffer) {
+          std::size_t release_threshold, std::size_t soft_limit, double slack, bool account_tags,
+          nb::object on_out_of_memory, nb::object on_bad_free, nb::handle buffer) {
          options settings;
-         auto asks = handlers_of({capacity, granule, chunk, limit, release_threshold, soft_limit, slack,
+         auto asks = handlers_of({capacity, granule, chunk, limit, release_threshold, soft_limit, slack, account_tags,
                                   std::move(on_out_of_memory), std::move(on_bad_free)},
                                  settings);
          auto of = make_plain(settings, buffer);
          of->asks = asks;
+         of->account_tags = account_tags;
          new (self) buddy_object{{std::move(of), std::move(asks)}};
        },
        "capacity"_a = 0, nb::kw_only(), "granule"_a = 0, "chunk"_a = 0, "limit"_a = 0, "release_threshold"_a = 0,
-       "soft_limit"_a = 0, "slack"_a = 0.2, "on_out_of_memory"_a = nb::none(), "on_bad_free"_a = nb::none(),
-       "buffer"_a = nb::none(),
+       "soft_limit"_a = 0, "slack"_a = 0.2, "account_tags"_a = false, "on_out_of_memory"_a = nb::none(),
+       "on_bad_free"_a = nb::none(), "buffer"_a = nb::none(),
        (std::string(options_text) +
         "\n\nbuffer: writable memory to serve in place of the system's, aligned to the granule.")
            .c_str())
@@ -428,13 +443,14 @@ void bind_memory(nb::module_& m) {
        "__init__",
        [](memory_object* self, nb::handle device, std::size_t capacity, nb::handle streams, const std::string& kind,
           std::size_t granule, std::size_t chunk, std::size_t limit, std::size_t release_threshold,
-          std::size_t soft_limit, std::optional<double> slack, nb::object on_out_of_memory, nb::object on_bad_free,
-          bool safe_mode, bool watch_captures, bool wait_before_refusing, std::size_t seal_bytes) {
+          std::size_t soft_limit, std::optional<double> slack, bool account_tags, nb::object on_out_of_memory,
+          nb::object on_bad_free, bool safe_mode, bool watch_captures, bool wait_before_refusing,
+          std::size_t seal_bytes) {
          stream_options settings;
          const bool is_plain = streams.is_none() && read_device(device).kind == "cpu";
          const double usual = is_plain ? options{}.slack : settings.memory.slack;
          auto asks = handlers_of({capacity, granule, chunk, limit, release_threshold, soft_limit, slack.value_or(usual),
-                                  std::move(on_out_of_memory), std::move(on_bad_free)},
+                                  account_tags, std::move(on_out_of_memory), std::move(on_bad_free)},
                                  settings.memory);
          settings.safe_mode = safe_mode;
          settings.watch_captures = watch_captures;
@@ -442,12 +458,14 @@ void bind_memory(nb::module_& m) {
          settings.seal_bytes = seal_bytes;
          auto of = make_memory(device, streams, kind, settings);
          of->asks = asks;
+         of->account_tags = account_tags;
          new (self) memory_object{{std::move(of), std::move(asks)}};
        },
        "device"_a = "cpu", "capacity"_a = 0, nb::kw_only(), "streams"_a = nb::none(), "kind"_a = "virtual",
        "granule"_a = 0, "chunk"_a = 0, "limit"_a = 0, "release_threshold"_a = 0, "soft_limit"_a = 0,
-       "slack"_a = nb::none(), "on_out_of_memory"_a = nb::none(), "on_bad_free"_a = nb::none(), "safe_mode"_a = false,
-       "watch_captures"_a = false, "wait_before_refusing"_a = false, "seal_bytes"_a = 0,
+       "slack"_a = nb::none(), "account_tags"_a = false, "on_out_of_memory"_a = nb::none(),
+       "on_bad_free"_a = nb::none(), "safe_mode"_a = false, "watch_captures"_a = false,
+       "wait_before_refusing"_a = false, "seal_bytes"_a = 0,
        (std::string(
             "device: 'cpu', 'cuda' or 'cuda:N'. streams: a SoftwareDevice for software streams in host memory.\n"
             "kind, with CUDA: 'virtual' memory that grows and shrinks, 'device' in one piece, 'pinned' or "

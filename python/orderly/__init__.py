@@ -4,16 +4,18 @@
 ``BuddyAllocator`` hands out raw blocks of host memory by address. ``record`` writes a program's allocations to a log,
 ``orderly.torch.simulate`` those of a model that no machine at hand can hold;
 ``orderly.torch``, ``orderly.cupy``, ``orderly.numba`` and ``orderly.numpy`` put a pool below those libraries.
+``with tag(name):`` says what memory is for; ``RelocatableBlocks`` is memory that a pool may move.
 
 Every free is checked: a wrong one raises ``BadFree``, which says what was found there, and changes nothing.
 """
 
 from ._core import (
-    BuddyAllocator, MemoryPool, SoftwareDevice, SoftwareStream, Tensor, TensorCache, __version__, has_cuda)
+    BuddyAllocator, MemoryPool, MemoryReport, PinnedBlock, RelocatableBlocks, SoftwareDevice, SoftwareStream, Tensor,
+    TensorCache, __version__, current_tag, has_cuda, tag)
 from ._errors import BadFree, OutOfMemory
 from ._recorder import record
 
 __all__ = [
-    'BadFree', 'BuddyAllocator', 'MemoryPool', 'OutOfMemory', 'SoftwareDevice', 'SoftwareStream', 'Tensor',
-    'TensorCache', '__version__', 'has_cuda', 'record',
+    'BadFree', 'BuddyAllocator', 'MemoryPool', 'MemoryReport', 'OutOfMemory', 'PinnedBlock', 'RelocatableBlocks',
+    'SoftwareDevice', 'SoftwareStream', 'Tensor', 'TensorCache', '__version__', 'current_tag', 'has_cuda', 'record', 'tag',
 ]

@@ -1,5 +1,10 @@
 """The exceptions of orderly."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._core import MemoryReport
+
 
 class OutOfMemory(MemoryError):
     """The pool's limit is reached and nothing could be reclaimed, or the system refused.
@@ -9,6 +14,8 @@ class OutOfMemory(MemoryError):
 
     requested: int = 0
     """Bytes asked for."""
+    report: 'MemoryReport | None' = None
+    """A MemoryReport: where the memory is, what was tried, and what would make room."""
 
 
 class BadFree(ValueError):
