@@ -74,7 +74,8 @@ class ORDERLY_API relocatable_stream_blocks {
   [[nodiscard]] error deallocate(relocatable block, stream_handle stream) noexcept;
 
   /// The block's address, for work that enters `stream` from now until unpin(). Null: refused, and `why`, if given, says
-  /// why: as deallocate(), and pinned if it is so 2^24 times.
+  /// why: as deallocate(), and pinned if it is so 2^24 times. stream_pool::record_stream() of the address holds for the
+  /// place and does not go with the block when it moves: for work in a further stream, pin it for that one, too.
   [[nodiscard]] void* pin(relocatable block, stream_handle stream, error* why = nullptr) noexcept;
   /// Ends one pin(): the work that uses the address is in `stream`. If it is another stream than that of the pin(), the
   /// program has ordered it behind that one. Ignored if the block is not pinned. A block that is unpinned in what is no

@@ -133,6 +133,7 @@ class ORDERLY_API tensor_cache {
   /// Throws as the pool's allocate(); std::invalid_argument also for a layout from a shape as tensor_layout's constructor,
   /// for a stream too many or too few, and where the pool is gone; std::bad_alloc also when there are as many tensors
   /// as there may be.
+  /// Tags (tag.hpp): a tensor that was kept bears the tag under which its memory was first allocated, not the thread's.
   [[nodiscard]] tensor empty(const tensor_layout& layout);
   [[nodiscard]] tensor empty(const tensor_layout& layout, stream_handle stream);
   [[nodiscard]] tensor empty(std::span<const std::int64_t> shape, tensor_type type) {
