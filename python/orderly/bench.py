@@ -1,6 +1,7 @@
 """What an allocation costs from Python, and what a pool does for a program in PyTorch.
 
-    python -m orderly.bench                    empty and drop: orderly, NumPy, PyTorch, 1 and 4 threads
+    python -m orderly.bench                    empty and drop: orderly, NumPy, PyTorch, 1 and 4 threads; and
+                                               a call that allocates nothing: what taking turns costs Python
     python -m orderly.bench --device cuda:0    the same on a GPU, with CuPy in NumPy's place
     python -m orderly.bench --model            a convolutional network served by threads, with the pool and without
 
@@ -88,14 +89,16 @@ def _rate(run, threads, seconds):
 
 
 def measure(threads=(1, 4), turns=9, seconds=0.2, device='cpu'):
-    """Million allocations a second, by name and number of threads: medians of the turns."""
+    """Million allocations a second, by name and number of threads, medians of the turns; and as `ratio` that of the
+    last number of threads to that of the first, the median of the turns' own."""
     rates = {}
     makers = _makers(device)
     for _ in range(turns):
         for name, run in makers:
             for number in threads:
                 rates.setdefault(name, {}).setdefault(number, []).append(_rate(run, number, seconds))
-    return {name: {number: statistics.median(all_of) / 1e6 for number, all_of in each.items()}
+    return {name: {**{number: statistics.median(all_of) / 1e6 for number, all_of in each.items()},
+                   'ratio': statistics.median(last / first for first, last in zip(each[threads[0]], each[threads[-1]]))}
             for name, each in rates.items()}
 
 
@@ -186,8 +189,8 @@ def main(arguments=None):
     if given.json:
         return print(json.dumps(rates))
     print('1 MiB, empty and drop: million a second, all threads together')
-    return _table([['', '1 thread', '4 threads']] + [[name, *(f'{each[number]:.2f}' for number in (1, 4))]
-                                                     for name, each in rates.items()])
+    return _table([['', '1 thread', '4 threads', '4 to 1']] + [
+        [name, *(f'{each[figure]:.2f}' for figure in (1, 4, 'ratio'))] for name, each in rates.items()])
 
 
 if __name__ == '__main__':

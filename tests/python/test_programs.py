@@ -78,6 +78,9 @@ def test_the_recorded_traces_of_the_repository():
 def test_bench():
     rates = json.loads(run('-m', 'orderly.bench', '--turns', '1', '--json').stdout)
     assert rates['orderly']['1'] > 0 and rates['numpy']['4'] > 0
+    # One turn, so its own ratio is the median; that of a call which allocates nothing is there to compare with.
+    for name in ('no allocation', 'orderly', 'orderly, cache', 'numpy'):
+        assert rates[name]['ratio'] == pytest.approx(rates[name]['4'] / rates[name]['1'])
     assert '4 threads' in run('-m', 'orderly.bench', '--turns', '1').stdout
 
 
