@@ -7,6 +7,7 @@ import sys
 import threading
 
 import numpy
+import numpy.random  # NumPy 2.4 does so at the first use, and keeps an array then
 import pytest
 
 import orderly
