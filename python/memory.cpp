@@ -201,6 +201,20 @@ error memory::record_stream(void* pointer, stream_handle stream) {
   return without_gil([&] { return streams_->record_stream(pointer, stream); });
 }
 
+error memory::divide(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live, stream_handle stream,
+                     std::string& why) {
+  require_open();
+  if (!streams_) {
+    why = "the pool has no streams, and divides no blocks";
+    return error::invalid_argument;
+  }
+  const in_call running(*this);
+  return without_gil([&] {
+    return stream == settled ? streams_->divide_settled(pointer, part_bytes, live, &why)
+                             : streams_->divide(pointer, part_bytes, live, stream, &why);
+  });
+}
+
 error memory::begin_capture(stream_handle stream) {
   require_open();
   if (!streams_) return error::invalid_argument;

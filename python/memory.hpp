@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 
 #include <nanobind/nanobind.h>
@@ -80,6 +81,9 @@ class memory {
   void report(const bad_free& refused) const noexcept;
 
   [[nodiscard]] error record_stream(void* pointer, stream_handle stream);
+  /// As stream_pool::divide(); for no stream, divide_settled(). invalid_argument: the pool has no streams.
+  [[nodiscard]] error divide(void* pointer, std::size_t part_bytes, std::span<const std::uint32_t> live,
+                             stream_handle stream, std::string& why);
   [[nodiscard]] error begin_capture(stream_handle stream);
   [[nodiscard]] error end_capture(stream_handle stream);
   bool release_stream(stream_handle stream);

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
@@ -228,6 +229,31 @@ void free_checked(memory& of, std::uintptr_t address, std::uint64_t generation, 
                   stream_handle stream) {
   bad_free report;
   if (of.deallocate(checked_block{pointer(address), generation}, bytes, stream, &report) != error::none) raise(report);
+}
+
+/// The parts' addresses, in the order in which they were named.
+nb::list divide(const memory_object& self, std::uintptr_t address, std::size_t part_bytes, nb::handle live,
+                nb::handle stream) {
+  const stream_handle in = stream_of(stream, *self.of);
+  const std::size_t parts = part_bytes == 0 ? 0 : self.of->block_size(pointer(address)) / part_bytes;
+  std::vector<std::uint32_t> words((parts + 31) / 32);
+  nb::list found;
+  for (const nb::handle each : nb::iter(live)) {
+    const Py_ssize_t number = PyNumber_AsSsize_t(each.ptr(), PyExc_ValueError);
+    if (number == -1 && PyErr_Occurred() != nullptr) throw nb::python_error();
+    if (parts == 0) break;                               // the pool tells why
+    const auto part = static_cast<std::size_t>(number);  // one below 0 becomes a large one
+    if (part >= parts) raise(PyExc_ValueError, "live: part %zd; the block has %zu", number, parts);
+    words[part / 32] |= std::uint32_t{1} << part % 32;
+    found.append(address + part * part_bytes);
+  }
+  std::string why;
+  const error code = self.of->divide(pointer(address), part_bytes, words, in, why);
+  if (code >= error::double_free) raise(bad_free{.code = code, .pointer = pointer(address), .bytes = part_bytes});
+  if (code != error::none)
+    raise(code == error::out_of_memory ? PyExc_MemoryError : PyExc_ValueError, "divide: %s",
+          why.empty() ? to_string(code) : why.c_str());
+  return found;
 }
 
 /// The address that an array of somebody else's shows. 0: it shows none.
@@ -525,6 +551,16 @@ void bind_memory(nb::module_& m) {
              nb::handle stream) { free_checked(*self.of, address, generation, bytes, in(self, stream)); },
           "address"_a, "generation"_a, "bytes"_a = 0, "stream"_a = nb::none(),
           "Frees a raw block by its handle. Raises BadFree.")
+      .def(
+          "divide", divide, "address"_a, "part_bytes"_a, "live"_a, "stream"_a = nb::none(),
+          nb::sig("def divide(self, address: int, part_bytes: int, live: collections.abc.Iterable[int], stream: "
+                  "typing.Any = None) -> list[int]"),
+          "Divides a raw block of a pool with streams into parts of `part_bytes`, a power of two from the granule up.\n"
+          "The parts whose numbers are in `live` are blocks of their own from now on, which anybody frees; the rest "
+          "is\n"
+          "freed in the stream. The block must have been allocated with a power of two of bytes. Returns the "
+          "addresses\n"
+          "of the live parts. Raises BadFree (no live block), ValueError, MemoryError, and then nothing has changed.")
       .def(
           "record_stream",
           [](memory_object& self, nb::handle what, nb::handle stream) {

@@ -250,6 +250,18 @@ def test_in_stream_order(schedule):
     assert pool.stats()['requested'] == 0
 
 
+def test_the_end_of_a_set_waits_for_the_work_that_uses_it():
+    device = orderly.SoftwareDevice('lazy')
+    pool = orderly.MemoryPool('cpu', MIB, streams=device)
+    stream, done = orderly.SoftwareStream(device), []
+    blocks = orderly.RelocatableBlocks(pool)
+    with blocks.pin(blocks.allocate(1000, stream=stream), stream=stream) as pinned:
+        stream.enqueue(lambda address=pinned.address: done.append(ctypes.memset(address, 1, 1000)))
+    assert not done
+    blocks.close()
+    assert done
+
+
 def test_threads_use_blocks_while_they_move():
     pool = orderly.MemoryPool('cpu', 1 << 30, limit=16 * MIB)
     blocks = orderly.RelocatableBlocks(pool)

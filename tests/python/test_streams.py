@@ -145,3 +145,35 @@ def test_capture():
         pool.begin_capture(stream)
     with pytest.raises(ValueError):
         orderly.MemoryPool().begin_capture(None)
+
+
+def test_a_block_is_divided():
+    device = orderly.SoftwareDevice()
+    pool = orderly.MemoryPool('cpu', 64 << 20, streams=device)
+    stream = orderly.SoftwareStream(device)
+    for where in (None, stream):
+        block = pool.allocate(1 << 20, stream=where)
+        for wrong, said in (((4097, [0]), 'not a power of two'), ((0, [0]), 'not a power of two'),
+                            ((4096, [0, 256]), 'part 256; the block has 256'), ((4096, [-1]), 'part -1')):
+            with pytest.raises(ValueError, match=said):
+                pool.divide(block, *wrong, stream=where)
+        for wrong in (3, ['0'], None):
+            with pytest.raises(TypeError):
+                pool.divide(block, 4096, wrong, stream=where)
+        with pytest.raises(orderly.BadFree) as refused:
+            pool.divide(block + 4096, 4096, [], stream=where)
+        assert refused.value.code == 'interior_pointer' and pool.block_size(block) == 1 << 20
+        parts = pool.divide(block, 4096, (255, 0, 40, 40), stream=where)
+        assert parts == [block + 255 * 4096, block, block + 40 * 4096, block + 40 * 4096]
+        assert pool.stats()['requested'] == 3 * 4096
+        assert not pool.owns(block + 4096) and pool.block_size(parts[0]) == 4096
+        for part in sorted(set(parts)):
+            pool.free(part, 4096, stream=where)
+        with pytest.raises(orderly.BadFree) as refused:
+            pool.divide(block, 4096, [], stream=where)
+        assert refused.value.code == 'double_free'
+        assert pool.divide(pool.allocate(1 << 20, stream=where), 1 << 19, [], stream=where) == []
+        assert pool.stats()['requested'] == 0
+    plain = orderly.MemoryPool('cpu', 1 << 20)
+    with pytest.raises(ValueError, match='has no streams'):
+        plain.divide(plain.allocate(4096), 256, [1])
