@@ -17,5 +17,6 @@ from ._recorder import record
 
 __all__ = [
     'BadFree', 'BuddyAllocator', 'MemoryPool', 'MemoryReport', 'OutOfMemory', 'PinnedBlock', 'RelocatableBlocks',
-    'SoftwareDevice', 'SoftwareStream', 'Tensor', 'TensorCache', '__version__', 'current_tag', 'has_cuda', 'record', 'tag',
+    'SoftwareDevice', 'SoftwareStream', 'Tensor', 'TensorCache', '__version__', 'current_tag', 'has_cuda', 'record',
+    'tag',
 ]

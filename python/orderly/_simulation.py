@@ -218,6 +218,8 @@ class _Tracker(TorchDispatchMode):
             raise RuntimeError(f'orderly.torch.simulate: the program looks at the value of a tensor ({func}), and '
                                'values are not computed') from error
         except (NotImplementedError, getattr(fake_tensor, 'UnsupportedOperatorException', NotImplementedError)):
+            if not hasattr(func, '_schema'):  # no operator, but what takes functions: a conditional, say
+                raise
             return self._run_unknown(func, args, kwargs)
 
     def _run_unknown(self, func, args, kwargs):
@@ -286,7 +288,7 @@ def _checked(device):
 
 
 class _Faker:
-    """Fake tensors in place of others, which are real, on the device `meta`, or fake: as long, and overlapping alike."""
+    """Fake tensors in place of others, which are real, on the device `meta`, or fake; overlapping as they do."""
 
     def __init__(self, device):
         self.device = None if device is None else _checked(device)
@@ -408,9 +410,10 @@ def simulate(model, inputs, path, *, device=None, training=False, loss=None, opt
     The log has, in the columns of ``orderly.record``: the parameters and buffers, the inputs, and from there on each
     storage that an operator of PyTorch gives out, until the last tensor over it is gone. It has not: what operators
     allocate inside (workspaces of BLAS and cuDNN, reordered weights, partial sums); the CUDA context and what NCCL
-    keeps; rounding by PyTorch's own allocator; sparse tensors; other threads. Fused kernels are not fused
-    (``torch.compile``, scripted modules), and where an operator has other steps on a GPU than on the CPU, those of
-    `device` count. The times in the log are those of the simulation.
+    keeps; rounding by PyTorch's own allocator; sparse tensors; other threads; what an optimizer has at once where it
+    takes whole lists of tensors, as PyTorch's do on GPUs by themselves (give it ``foreach=True``). Fused kernels are
+    not fused (``torch.compile``, scripted modules), and where an operator has other steps on a GPU than on the CPU,
+    those of `device` count. The times in the log are those of the simulation.
 
     An operator that the PyTorch in use cannot do on fake tensors is done for real, on zeros, if its arguments have at
     most 256 MiB. Raises RuntimeError for a larger one; where the program looks at the value of a tensor, or a shape
@@ -419,8 +422,8 @@ def simulate(model, inputs, path, *, device=None, training=False, loss=None, opt
     random numbers never does.
     """
     if FakeTensorMode is None:
-        raise RuntimeError(f'orderly.torch.simulate: PyTorch {torch.__version__} has no fake tensors; 1.13 has, and what '
-                           'came after it')
+        raise RuntimeError(f'orderly.torch.simulate: PyTorch {torch.__version__} has no fake tensors; 1.13 has, and '
+                           'what came after it')
     if not callable(model):
         raise TypeError(f'model: a torch.nn.Module, or a function that makes one, not a {type(model).__name__}')
     for name, given in (('loss', loss), ('optimizer', optimizer)):

@@ -81,8 +81,8 @@ def read(path):
 
 
 def _addresses(path, peak):
-    """Options of a pool that has room for twice the peak, on whatever machine: none of it is touched. Above some 480 GiB
-    a capacity wants a larger granule, and above 1.5 TiB more addresses than a process has."""
+    """Options of a pool that has room for twice the peak, on whatever machine: none of it is touched. Above some 480
+    GiB a capacity wants a larger granule, and above 1.5 TiB more addresses than a process has."""
     machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     most = 3 << 39
     if peak > most:
