@@ -15,6 +15,7 @@ import orderly  # noqa: E402
 import orderly._simulation  # noqa: E402
 import orderly.replay  # noqa: E402
 import orderly.torch  # noqa: E402
+import torch.utils.checkpoint  # noqa: E402
 from test_record import rows_of, sizes  # noqa: E402
 
 pytestmark = [pytest.mark.skipif(orderly._simulation.FakeTensorMode is None, reason='PyTorch has no fake tensors'),
@@ -127,6 +128,36 @@ def test_the_peak_is_that_of_the_program_within_a_factor(tmp_path, recorder, nam
     assert peak / most <= found.peak <= peak * 1.001
     # PyTorch 1.13 keeps scalars, the optimizer's counts of steps, for a while.
     assert all(int(size) <= 8 for size in rows_of(tmp_path / 'log.csv')[1].values())
+
+
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 64)) for _ in range(6))
+
+    def forward(self, x):
+        x = x * torch.ones(1, requires_grad=True)
+        for layer in self.layers:
+            x = torch.utils.checkpoint.checkpoint(layer, x)
+        return x
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = stack()
+
+    def forward(self, x):
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            return self.layers(x).float()
+
+
+@pytest.mark.parametrize('make, most', [(Checkpointed, 1.02), (Mixed, 1.1)])
+def test_what_pytorch_does_with_the_memory_is_followed(tmp_path, recorder, make, most):
+    inputs = torch.zeros(1000, 64)
+    _, peak = really(tmp_path / 'real.csv', make, inputs, True)
+    found = simulate(make, inputs, tmp_path / 'log.csv', training=True, loss=loss)
+    assert peak / most <= found.peak <= peak * 1.001
 
 
 def test_a_model_of_more_than_100_gb_in_this_machines_memory(tmp_path):
