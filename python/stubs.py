@@ -10,6 +10,17 @@ import types
 from nanobind.stubgen import StubGen
 
 
+BUFFERS = ['PinnedBlock', 'Tensor']  # with the buffer protocol, which a type does not show before Python 3.12
+
+
+def with_buffer(text, name):
+    start = text.index(f'class {name}:')
+    member = text.index('\n    @property', start)
+    if '__buffer__' in text[start:text.find('\nclass ', member)]:
+        return text
+    return f'{text[:member]}\n    def __buffer__(self, flags: int, /) -> memoryview: ...\n{text[member:]}'
+
+
 def main(path, output):
     # The package itself is not installed yet: what the module imports of it comes from the sources.
     source = pathlib.Path(__file__).parent / 'orderly'
@@ -21,7 +32,10 @@ def main(path, output):
     loader.exec_module(module)
     stub = StubGen(module=module, quiet=True, include_private=False)
     stub.put(module)
-    text = stub.get().rstrip('\n') + '\n\n__version__: str\n'  # which it passes over, as a name with underscores
+    text = stub.get()
+    for name in BUFFERS:
+        text = with_buffer(text, name)
+    text = text.rstrip('\n') + '\n\n__version__: str\n'  # which it passes over, as a name with underscores
     pathlib.Path(output).write_text(text, encoding='utf-8')
 
 

@@ -1,8 +1,10 @@
 """Raw blocks: BuddyAllocator and MemoryPool by address; figures, handlers, closing."""
 
+import ast
 import copy
 import ctypes
 import gc
+import pathlib
 import pickle
 import sys
 import weakref
@@ -284,3 +286,18 @@ def test_devices_have_names():
     for wrong in ('tpu', 'cuda:x', 'cuda:-1', '', 7, 'cuda:99999'):
         with pytest.raises(ValueError, match="give 'cpu'"):
             orderly.MemoryPool(wrong)
+
+
+def test_the_stubs_have_what_the_module_has():
+    stubs = ast.parse((pathlib.Path(orderly.__file__).parent / '_core.pyi').read_text())
+    found = {node.name: {member.name for member in ast.walk(node) if isinstance(member, ast.FunctionDef)}
+             for node in stubs.body if isinstance(node, ast.ClassDef)}
+    for name in dir(orderly._core):
+        kind = getattr(orderly._core, name)
+        if name.startswith('_') or not isinstance(kind, type):
+            continue
+        members = {member for member in vars(kind) if not member.startswith('_')}
+        assert members <= found[name], name
+    assert '__buffer__' in found['Tensor'] & found['PinnedBlock'] and '__buffer__' not in found['MemoryPool']
+    functions = {node.name for node in stubs.body if isinstance(node, ast.FunctionDef)}
+    assert functions == {'current_tag'}
