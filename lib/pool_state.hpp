@@ -336,7 +336,8 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   [[nodiscard]] std::int64_t requested_now() const noexcept;
 
   void relieve(const request& wanted) noexcept;
-  void relieve_for(std::size_t bytes) noexcept;  ///< Pre: pass
+  void relieve_for(std::size_t bytes) noexcept;           ///< Pre: pass
+  void earn(std::size_t bytes, bool by_growth) noexcept;  ///< Pre: pass
   [[nodiscard]] std::size_t spare(std::size_t bytes) const noexcept;
   void set_soft_limit(std::size_t bytes) noexcept;  ///< Pre: pass
   [[nodiscard]] void* press(const request& wanted, detail::front* mine) noexcept;
@@ -415,6 +416,7 @@ class ORDERLY_LOCAL pool::state final : public detail::registered_pool {
   std::uint64_t passed_on_ = 0;           ///< blocks that went on to another stream's lane; guarded by pass_mutex_
   detail::atomic<std::size_t> kept_committed_{0};  ///< given back by trim() alone; changed under pass_mutex_
   std::uint64_t credited_operations_ = 0;
+  std::size_t grown_to_ = 0;  ///< bytes committed, with those to come, when credit was last earned; guarded like it
   /// Of relieve(); may be overdrawn. A new pool has all the savings that it may have.
   std::int64_t credit_ = std::numeric_limits<std::int64_t>::max() / 2;
   struct {

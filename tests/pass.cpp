@@ -139,6 +139,30 @@ std::size_t alternate(pool& tested, std::size_t phases) {
   return phases * 2 * 6;
 }
 
+/// Allocates blocks of size(step); before each goes what must, by chance, so that no more than `most` is live. Frees all.
+void replace_at_random(pool& tested, std::size_t most, std::size_t steps,
+                       const std::function<std::size_t(std::size_t)>& size) {
+  random_engine random = make_random(3);
+  std::vector<std::pair<void*, std::size_t>> held;
+  std::size_t live = 0;
+  for (std::size_t step = 0; step < steps; ++step) {
+    const std::size_t bytes = size(step);
+    for (; live + bytes > most; held.pop_back()) {
+      std::swap(held[uniform(random, 0, held.size() - 1)], held.back());
+      tested.deallocate(held.back().first);
+      live -= held.back().second;
+    }
+    held.emplace_back(tested.allocate(bytes), bytes);
+    live += bytes;
+  }
+  for (const auto& [block, bytes] : held) tested.deallocate(block);
+}
+
+/// What passes may be: those that a new pool's savings pay for, one for as many operations, and one for as much growth.
+[[nodiscard]] std::size_t paid_for(std::size_t operations, std::size_t grown) {
+  return ((std::size_t{8} << 20) + operations) / 32768 + 1 + grown / (32 * mib);
+}
+
 /// Asks for a block from its destructor: when the thread has given its caches back, and gets none any more.
 struct late_request {
   pool* of = nullptr;
@@ -432,20 +456,65 @@ TEST_CASE("a soft limit holds while memory lies idle: what is reserved serves bl
 TEST_CASE("a soft limit holds where few large blocks come and go") {
   pool tested(options{.capacity = 8192 * mib, .soft_limit = 256 * mib});
   random_engine random = make_random(3);
-  std::vector<std::pair<void*, std::size_t>> held;
-  std::size_t live = 0;
-  for (std::size_t step = 0; step < 3000; ++step) {
-    const std::size_t bytes = uniform(random, 2, 50) * mib;
-    for (; live + bytes > 200 * mib; held.pop_back()) {
-      std::swap(held[uniform(random, 0, held.size() - 1)], held.back());
-      tested.deallocate(held.back().first);
-      live -= held.back().second;
-    }
-    held.emplace_back(tested.allocate(bytes), bytes);
-    live += bytes;
-  }
+  replace_at_random(tested, 200 * mib, 3000, [&](std::size_t) { return uniform(random, 2, 50) * mib; });
   CHECK(tested.stats().peak_committed <= 256 * mib);
-  for (const auto& [block, bytes] : held) tested.deallocate(block);
+}
+
+TEST_CASE("without a limit as much as is live may lie idle, and hardly more, where few large blocks come and go") {
+  for (const std::size_t live : {64 * mib, 200 * mib, 800 * mib}) {
+    CAPTURE(live);
+    random_engine random = make_random(4);
+    const auto by_chance = [&](std::size_t) { return uniform(random, 16, live / mib * 2) * mib / 16; };
+    const auto by_power = [&](std::size_t) { return mib << uniform(random, 0, 5); };
+    const auto by_phase = [](std::size_t step) { return std::size_t{3 * mib} << step / 500 % 5; };  // slots of their own
+    for (const auto& size : std::vector<std::function<std::size_t(std::size_t)>>{by_chance, by_power, by_phase}) {
+      const auto log = std::make_shared<source_log>();
+      pool tested(make_failing_source(log), options{.capacity = 16 * 1024 * mib});
+      replace_at_random(tested, live, 40000, size);
+      const statistics stats = tested.stats();
+      CHECK(stats.peak_requested <= live);
+      CHECK(stats.peak_committed <= 2 * live + 32 * mib);  // by which growth pays for the first pass there
+      CHECK(stats.passes <= paid_for(stats.allocations + stats.frees, log->sum_committed()));
+    }
+  }
+}
+
+TEST_CASE("where little is live memory gives way to sizes that change all the time, until nothing moves any more") {
+  const auto log = std::make_shared<source_log>();
+  pool tested(make_failing_source(log), options{.capacity = 1024 * mib});
+  const auto by_phase = [](std::size_t step) { return std::size_t{3 * mib} << step / 8 % 4; };
+  replace_at_random(tested, 24 * mib, 40000, by_phase);
+  const std::size_t calls = log->seen(source_log::call::commit);
+  replace_at_random(tested, 24 * mib, 3200, by_phase);
+  CHECK(log->seen(source_log::call::commit) == calls);
+  CHECK(tested.stats().peak_committed == 4 * 24 * mib);
+}
+
+TEST_CASE("growth of what is live takes no pass") {
+  pool tested(options{.capacity = 16 * 1024 * mib});
+  random_engine random = make_random(5);
+  while (tested.stats().requested < 8192 * mib) {
+    const std::size_t bytes = uniform(random, 1, 16) * mib;
+    CHECK(tested.try_allocate(bytes) != nullptr);
+  }
+  CHECK(tested.stats().passes == 0);
+}
+
+TEST_CASE("a limit that gave way to sizes that change all the time comes back when operations have paid for that") {
+  pool tested(options{.capacity = 4096 * mib});
+  std::size_t count = 0;
+  const auto next_phase = [&] {
+    const std::size_t bytes = std::size_t{3 * mib} << count++ % 6;
+    replace_at_random(tested, 200 * mib, 100, [&](std::size_t) { return bytes; });
+    return tested.stats().committed;
+  };
+  while (count < 300) next_phase();
+  std::size_t least = SIZE_MAX;
+  while (count < 2000) least = std::min(least, next_phase());
+  CHECK(least > 300 * mib);  // growth pays for passes, but saves nothing
+  for (int pair = 0; pair < 5 << 20; ++pair) tested.deallocate(tested.allocate(256), 256);
+  while (count < 2006) next_phase();
+  CHECK(tested.stats().committed <= 200 * mib + 200 * mib / 5 + chunk);
 }
 
 TEST_CASE("above a soft limit that what is live exceeds, a block takes over the memory of the last one") {
