@@ -4,6 +4,13 @@
 #include <bit>
 
 namespace orderly::detail {
+namespace {
+
+/// A trim takes no more of a node in the tree than is missing, or this much: a source that pays for the piece makes one of
+/// each chunk there, so the rest would cost as much again; but where chunks are small it is calls that cost.
+constexpr std::size_t least_of_node = std::size_t{1} << 20;
+
+}  // namespace
 
 bool block_store::open() noexcept {
   return memory_.open() && tree_.open(shape(), memory_.chunks()) && slots_.open(memory_);
@@ -148,7 +155,8 @@ void block_store::trim_tree(backing kind, trimming& of) noexcept {
     while (!of.over()) {
       const auto n = tree_.claim(order, kind);
       if (!n) break;
-      const std::size_t room = of.room() / shape().chunk_bytes();
+      const std::size_t missing = std::max(of.bytes - of.released, least_of_node);
+      const std::size_t room = std::min(of.room(), missing + shape().chunk_bytes() - 1) / shape().chunk_bytes();
       const auto chunks = std::min<std::size_t>(memory_.chunks().count(*n), room);
       const std::size_t gone = memory_.decommit(*n, chunks);
       of.released += gone;

@@ -55,8 +55,8 @@ class block_store {
   };
   [[nodiscard]] std::optional<prospect> next(block_shape shape, std::uint64_t granules) noexcept;
 
-  /// Decommits free memory until `bytes` are released or none is left: whole nodes, as far as they lie within `most`.
-  /// Returns the bytes released.
+  /// Decommits free memory until `bytes` are released or none is left: whole slots, and of nodes in the tree what is missing
+  /// or a MiB, as far as they lie within `most`. Returns the bytes released.
   std::size_t trim(std::size_t bytes, std::size_t most = ~std::size_t{0}) noexcept;
 
   [[nodiscard]] atomic<std::uint64_t>& word(node n) const noexcept {

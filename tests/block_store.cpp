@@ -455,6 +455,22 @@ TEST_CASE("a trim takes slots first, which cost a source least, and nodes of the
   CHECK(watched.store.trim(SIZE_MAX) == 0);
 }
 
+TEST_CASE("of a node in the tree a trim takes what is missing, to the chunk, but at least a MiB") {
+  for (const std::size_t missing : {std::size_t{1}, mib, mib + 1, 3 * mib, 4 * mib - 1}) {
+    CAPTURE(missing);
+    watched_store watched(virtual_geometry(16 * kib, 256 * kib, 16 * mib, 16 * mib));
+    refusal why = refusal::none;
+    const std::vector<live_block> roots = take_all(watched, 256, why);
+    REQUIRE(roots.size() == 4);
+    for (const live_block& root : roots) watched.store.give(root.n, root.sixteenths);
+    const std::size_t up_to_chunk = (missing + 256 * kib - 1) / (256 * kib) * (256 * kib);
+    CHECK(watched.store.trim(missing) == std::max(up_to_chunk, mib));
+    CHECK(watched.store.trim(SIZE_MAX) == 16 * mib - std::max(up_to_chunk, mib));
+    findings found;
+    check_empty(watched, found);
+  }
+}
+
 TEST_CASE("a trim keeps within its bound, to the chunk, and what it leaves of a node serves as before") {
   for (const std::size_t chunks : {1U, 5U, 64U, 70U}) {
     CAPTURE(chunks);
