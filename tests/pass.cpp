@@ -231,6 +231,37 @@ TEST_CASE("every trim and every defragment is a pass; what fits needs none") {
   CHECK(tested.stats().passes == 4);
 }
 
+TEST_CASE("a trim releases what is above what is to be kept, the next one the rest, and all of it serves again") {
+  const std::vector<std::size_t> sizes{10 * kib, 64 * kib, 300 * kib, mib, 3 * mib, 5 * mib + 64 * kib, 20 * mib};
+  for (const std::size_t keep : {3 * mib, 7 * mib + 512 * kib, 12 * mib + 1, 15 * mib}) {  // less than the tree holds
+    CAPTURE(keep);
+    const auto log = std::make_shared<source_log>();
+    pool tested(make_failing_source(log), options{.capacity = 512 * mib, .chunk = 512 * kib});
+    for (int round = 0; round < 3; ++round) {
+      void* const live = tested.allocate(2 * mib);
+      std::vector<std::pair<void*, std::size_t>> held;
+      for (const std::size_t bytes : sizes)
+        for (int count = 0; count < 2; ++count) held.emplace_back(tested.allocate(bytes), bytes);
+      for (const auto& [block, bytes] : held) sign(block, bytes);
+      for (const auto& [block, bytes] : held) CHECK(is_signed(block, bytes));
+      for (const auto& [block, bytes] : held) tested.deallocate(block, bytes);
+      const std::size_t had = tested.stats().committed;
+      CHECK(had == log->committed());
+      const std::size_t part = tested.trim(keep);
+      CHECK(had - part == log->committed());
+      CHECK(had - part <= keep);
+      CHECK(had - part + mib > keep);  // a trim takes a MiB at once
+      CHECK(tested.trim() == had - part - 2 * mib);
+      CHECK(log->committed() == 2 * mib);
+      tested.deallocate(live);
+      tested.trim();
+      CHECK(log->committed() == 0);
+      check_idle(tested);
+    }
+    ORDERLY_CHECK_CONTRACT(*log);
+  }
+}
+
 /// What may lie idle in a pool that one thread uses, however little is live.
 constexpr std::size_t least_slack = 20 * mib;
 
