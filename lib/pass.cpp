@@ -469,17 +469,23 @@ std::size_t pool::state::reserve(std::size_t bytes) noexcept {
   arena& memory = store_.memory();
   const std::size_t wanted = std::min<std::size_t>(bytes, shape().limit);
   std::vector<node> taken;
+  unsigned largest = shape().root_order;
   try {
     while (memory.committed() < wanted) {
       const std::uint64_t chunks = (wanted - memory.committed() + shape().chunk_bytes() - 1) / shape().chunk_bytes();
       const auto log2 = static_cast<unsigned>(std::bit_width(chunks) - 1);
-      const unsigned order = std::min(shape().chunk_order + log2, shape().root_order);
+      const unsigned order = std::min(shape().chunk_order + log2, largest);
       taken.reserve(taken.size() + 1);
       refusal why = refusal::none;
       const block_shape part{static_cast<std::uint8_t>(order), whole};
       const auto n = store_.take_one(part, std::uint64_t{1} << order, ceiling::hard, why);
-      if (!n) break;
-      taken.push_back(*n);
+      if (n) {
+        taken.push_back(*n);
+        continue;
+      }
+      // Where others have grown since the look, so much does not fit below the limit any more, but less may.
+      if (why == refusal::source || order == shape().chunk_order) break;
+      largest = order - 1;
     }
   } catch (const std::bad_alloc&) {  // what is taken by now is committed
   }

@@ -808,6 +808,27 @@ TEST_CASE("threads that keep to their shares of the capacity are never refused, 
   }
 }
 
+TEST_CASE("a reserve up to the limit gets there beside threads that grow") {
+  constexpr std::size_t chunks = 64;
+  constexpr std::size_t growing = 2;
+  for (std::size_t round = 0; round < scaled(1000); ++round) {
+    pool tested(options{.capacity = chunks * chunk});
+    std::barrier start(growing + 1);
+    findings found;
+    run_threads(growing + 1, [&](std::size_t self) {
+      start.arrive_and_wait();
+      if (self == growing) {
+        const std::size_t reached = tested.reserve(chunks * chunk);
+        found.expect(reached == chunks * chunk, reached / chunk, " chunks");
+        return;
+      }
+      for (std::size_t count = 0; count < chunks / 4; ++count)
+        found.expect(tested.try_allocate(chunk) != nullptr, "refused");
+    });
+    ORDERLY_CHECK_FINDINGS(found);
+  }
+}
+
 TEST_CASE("sizes that change all the time, on many threads") {
   pool tested(options{.capacity = 1024 * mib});
   run_threads(4, [&](std::size_t) { alternate(tested, scaled(100)); });

@@ -106,11 +106,12 @@ class ORDERLY_API pool {
   /// committed, or nothing more can be released. Returns the bytes decommitted.
   std::size_t trim(std::size_t keep_bytes = 0) noexcept;
 
-  /// Commits memory until at least `bytes` are committed, or the limit is reached, or the source refuses, so that later
-  /// allocations need not; and keeps it: until trim(), the pool gives back by itself only what exceeds that. To large
-  /// blocks (of more than 16 chunks, mostly), which have addresses of their own, the memory moves when they need it: as
-  /// much is given back as they commit. Returns the bytes committed. A pass under the mutex; other threads go on, but for
-  /// those that would be refused.
+  /// Commits memory until at least `bytes` are committed, or the limit is reached, or the source refuses, or the system
+  /// has no memory for the list of what is taken; so that later allocations need not. And keeps it: until trim(), the pool
+  /// gives back by itself only what exceeds that. What other threads commit meanwhile counts, with what the source is just
+  /// being asked for. To large blocks (of more than 16 chunks, mostly), which have addresses of their own, the memory moves
+  /// when they need it: as much is given back as they commit. Returns the bytes committed. A pass under the mutex; other
+  /// threads go on, but for those that would be refused.
   std::size_t reserve(std::size_t bytes) noexcept;
 
   /// A coalescing pass: reclaims what caches hold and merges every pair of free buddies. Returns the bytes that came

@@ -15,7 +15,8 @@ namespace orderly {
 /// Pre, for every call: addresses and lengths are multiples of granularity(), inside a range that reserve() returned.
 /// Thread safety: the pool calls commit() and decommit() from several threads at once, never twice at once on one
 /// chunk. Progress: a source may take locks and make system calls; the pool calls it off its hot path only.
-/// Inside a call it must not fork, and not make or destroy a pool; it may use one.
+/// Inside a call it must not fork, and not make or destroy a pool; nor may it use the pool that calls, whose mutex of passes
+/// may be held: that would wait for itself. It may use another, as long as that one's source does not use this pool.
 /// The pool never reads or writes the memory itself.
 class ORDERLY_API memory_source {
  public:
