@@ -27,15 +27,15 @@ constexpr std::size_t least_slack_per_front = std::size_t{4} << 20;
 /// program's time where blocks change hands as fast as they can. Savings carry a program through changes of phase. A pass
 /// releases at least a part of what is committed, so that the next is some way off. Without credit, or where idle memory
 /// does not suffice, the limit gives way by a part instead: memory pays only where sizes change so fast that what is
-/// released is wanted again at once. With all the savings that there may be it comes back.
+/// released is wanted again at once.
 constexpr std::int64_t credit_per_pass = 32768;
 constexpr std::int64_t credit_per_block = 256;
 constexpr std::int64_t most_credit = std::int64_t{8} << 20;
 constexpr std::size_t part_released = 8;
 constexpr std::size_t part_given_way = 16;
-/// Where the limit may not give way, growth earns credit, too, for one pass at a time: a commit takes about an operation's
-/// time for each KiB. In a program of few and large blocks growth is all that could pay. A soft limit that the program sets
-/// never gives way; the automatic one does until as much lies idle as was live at the peak, or `most_idle`, if that is more.
+/// Where the limit may not give way, growth earns credit, too: a commit takes about an operation's time for each KiB. In a
+/// program of few and large blocks growth is all that could pay for passes. A soft limit that the program sets never gives
+/// way; the automatic one does until as much lies idle as was live at the peak, or `most_idle`, if that is more.
 constexpr std::size_t bytes_per_credit = 1024;
 constexpr std::size_t most_idle = std::size_t{64} << 20;
 
@@ -108,11 +108,10 @@ void pool::state::relieve_for(std::size_t bytes) noexcept {
   const auto slack = std::max(static_cast<std::size_t>(static_cast<double>(peak) * settings_.slack), least);
   const std::size_t most = peak + std::max({slack, peak, most_idle});
   const bool at_most = settings_.soft_limit == 0 && memory.committed() + bytes > most;
-  // Streams give memory back late, and the limit gives way to that. So here it comes back sooner.
+  // Streams give memory back late, and the limit gives way to that. So here it comes back again.
   const bool in_streams = lanes_ != nullptr;
-  const bool had_credit = credit_ > 0;
+  const bool comes_back = in_streams && credit_ > 0;
   earn(bytes, at_most || settings_.soft_limit != 0);
-  const bool comes_back = in_streams ? had_credit : credit_ == most_credit;
   set_soft_limit(comes_back ? peak + slack : std::clamp(memory.soft_limit(), peak + slack, most));
   const auto excess = [&] {
     const std::size_t wanted = memory.committed() + bytes;
@@ -150,13 +149,11 @@ void pool::state::relieve_for(std::size_t bytes) noexcept {
 /// Credit for what was done since the last time: operations, and if it counts, the growth, that by `bytes` included.
 void pool::state::earn(std::size_t bytes, bool by_growth) noexcept {
   const std::uint64_t done = operations();
-  const auto operated = static_cast<std::int64_t>(done - std::exchange(credited_operations_, done));
-  credit_ = std::min(credit_ + operated, most_credit);
+  std::uint64_t earned = done - std::exchange(credited_operations_, done);
   const std::size_t reached = store_.memory().committed() + bytes;
   const std::size_t before = std::exchange(grown_to_, reached);
-  if (!by_growth || reached <= before) return;
-  const auto growth = static_cast<std::int64_t>((reached - before) / bytes_per_credit);
-  credit_ = std::max(credit_, std::min(credit_ + growth, credit_per_pass));
+  if (by_growth && reached > before) earned += (reached - before) / bytes_per_credit;
+  credit_ = std::min(credit_ + static_cast<std::int64_t>(earned), most_credit);
 }
 
 /// Takes the mutex for a request that would be refused. False: its holder has not moved for seconds, nor waited for the

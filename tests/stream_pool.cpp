@@ -211,6 +211,27 @@ TEST_CASE("where memory has to move, a request waits for the streams only if it 
   }
 }
 
+TEST_CASE("without a limit little more lies idle than was live, where few large blocks come and go in a stream") {
+  constexpr std::size_t live = std::size_t{192} << 20;
+  const software_device device;
+  stream_options settings;
+  settings.memory.capacity = std::size_t{16} << 30;
+  stream_pool tested(make_host_source(), device.driver(), settings);
+  software_stream stream(device);
+  std::vector<void*> blocks;
+  for (std::size_t phase = 0; phase < 600; ++phase) {
+    const std::size_t bytes = (std::size_t{3} << 20) << phase % 6;  // each in slots of its own
+    for (int round = 0; round < 10; ++round) {
+      for (std::size_t sum = 0; sum < live; sum += bytes) blocks.push_back(tested.allocate(bytes, stream.handle()));
+      for (void* const block : blocks) tested.deallocate(block, bytes, stream.handle());
+      blocks.clear();
+    }
+    CHECK(tested.synchronize());
+  }
+  CHECK(tested.stats().memory.peak_committed <= 3 * live);
+  tested.release_stream(stream.handle());
+}
+
 TEST_CASE("a block may be freed in another stream than it was allocated for, by any thread") {
   bench b(2, 16 * mib);
   for (const std::size_t bytes : {std::size_t{512}, 4 * mib}) {

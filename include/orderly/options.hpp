@@ -59,7 +59,6 @@ struct options {
   /// as a fraction of the peak of requested bytes; at least 16 MiB and 4 MiB for each thread that uses the pool. Where
   /// sizes change so fast that what moves is wanted back at once, it keeps more, up to the soft limit or the limit, and of
   /// free chunks no more than the whole peak, or 64 MiB if that is more, and 32 MiB: there growth itself pays for passes.
-  /// It comes back to this slack once calls have paid for that.
   double slack = 0.2;
 
   /// True: the pool keeps account of tags; see tag.hpp and pool::tags(). Every call then takes its way past the hot path

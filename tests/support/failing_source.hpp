@@ -49,8 +49,6 @@ class source_log {
   }
   [[nodiscard]] std::size_t committed() const { return locked(committed_); }
   [[nodiscard]] std::size_t peak_committed() const { return locked(peak_committed_); }
-  /// Bytes of all commits, whatever became of them.
-  [[nodiscard]] std::size_t sum_committed() const { return locked(sum_committed_); }
   [[nodiscard]] std::size_t reserved_ranges() const {
     const std::lock_guard hold(mutex_);
     return ranges_.size();
@@ -119,7 +117,6 @@ class source_log {
   std::map<std::uintptr_t, reservation> ranges_;
   std::size_t committed_ = 0;
   std::size_t peak_committed_ = 0;
-  std::size_t sum_committed_ = 0;
   std::size_t violations_ = 0;
   std::string first_violation_;
 };
@@ -174,7 +171,6 @@ class failing_source final : public memory_source {
     log_->expect(log_->mark(reinterpret_cast<std::uintptr_t>(address), bytes, true),
                  "commit() gets whole units inside a range that are not committed");
     log_->committed_ += bytes;
-    log_->sum_committed_ += bytes;
     log_->peak_committed_ = std::max(log_->peak_committed_, log_->committed_);
     return true;
   }
