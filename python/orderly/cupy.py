@@ -91,8 +91,8 @@ def mem_pool(pool=None):
 
 
 def record_stream(array, stream):
-    """Work in `stream`, one of CuPy's, uses the array too: freed, it stays out of use until that is done as well. Raises
-    ValueError if the array's memory is of no pool."""
+    """Work in `stream`, one of CuPy's, uses the array too: freed, it stays out of use until that is done as well.
+    Raises ValueError if the array's memory is of no pool."""
     address = array.data.mem.ptr
     for each in list(_serving.values()):
         if each.owns(address):
