@@ -80,10 +80,14 @@ class _Account:
     A storage's end is seen at the next look, settle(): its weak reference is the truth. That a tensor over it is gone
     is the hint to look there, and every so often all are looked at, since a storage can also lose a tensor that stays
     (``tensor.data = other``). Between two looks nothing is allocated, so the order of the rows is that of the calls.
+
+    Where PyTorch swaps fake parameters for others, as Module.half() has it do since 2.3, it refuses tensors with weak
+    references. There each look is at all storages, and takes a time in proportion to their number.
     """
 
     def __init__(self, device):
         self.device = device
+        self.has_hints = not hasattr(torch.utils, 'swap_tensors')
         self.live = {}  # by the storage's identity, which is nobody else's as long as there is a weak reference to it
         self.suspects = {}  # of these, those that have lost a tensor, in that order
         self.looks = 0
@@ -94,7 +98,7 @@ class _Account:
 
     def settle(self, everywhere=False):
         self.looks += 1
-        if everywhere or self.looks * 8 >= len(self.live):
+        if everywhere or not self.has_hints or self.looks * 8 >= len(self.live):
             self.suspects.update(dict.fromkeys(self.live))
             self.looks = 0
         for key in list(self.suspects):
@@ -113,7 +117,7 @@ class _Account:
         block = self.live.get(key)
         if (0 if block is None else block.bytes) != length:
             block = self._resize(key, block, storage, length, tensor.fake_device)
-        if block is not None and id(tensor) not in block.tensors:
+        if self.has_hints and block is not None and id(tensor) not in block.tensors:
             block.tensors[id(tensor)] = weakref.ref(tensor, functools.partial(self._lost, key, id(tensor)))
 
     def _lost(self, key, tensor, _):
@@ -148,7 +152,7 @@ class _Account:
             _core._record_freed(block.address)
 
 
-# The fused operators of torch.nn's attention without gradients, of which no PyTorch knows what they give for fake
+# The fused operators of torch.nn's attention without gradients, of which a PyTorch knows at most what they give for fake
 # tensors. Here are their own steps, as far as each has new memory.
 
 def _attention(query, key, value, width, heads, qkv_weight, qkv_bias, proj_weight, proj_bias, mask=None,
@@ -209,6 +213,9 @@ class _Tracker(TorchDispatchMode):
         return made
 
     def _run(self, func, args, kwargs):
+        if getattr(getattr(func, '_schema', None), 'name', '') in _STEPS:
+            with self:
+                return _STEPS[func._schema.name](*args, **kwargs)
         try:
             return func(*args, **kwargs)
         except fake_tensor.DynamicOutputShapeException as error:
@@ -224,9 +231,6 @@ class _Tracker(TorchDispatchMode):
 
     def _run_unknown(self, func, args, kwargs):
         """An operator that this PyTorch cannot do on fake tensors."""
-        if func._schema.name in _STEPS:
-            with self:
-                return _STEPS[func._schema.name](*args, **kwargs)
         first = func._schema.arguments[0].alias_info if func._schema.arguments else None
         if first is not None and first.is_write and func._schema.name.endswith('_'):
             return args[0]  # in place: the memory stays what it was

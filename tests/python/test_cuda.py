@@ -201,10 +201,10 @@ def test_threads_with_streams_of_their_own(pool):
                     view = device_view(tensor)
                     view.fill_(number)
                     good = (view == number).all()
-                del view
-                pool.free_tensor(tensor)
-                if turn % 10 == 0 and not bool(good):
-                    wrong.append((number, turn))
+                    del view
+                    pool.free_tensor(tensor)
+                    if turn % 10 == 0 and not bool(good):  # in this stream: the default one is not behind it
+                        wrong.append((number, turn))
             stream.synchronize()
             pool.release_stream(stream)
         except Exception as error:  # reported by the test's own thread

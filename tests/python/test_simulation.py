@@ -1,6 +1,7 @@
 """orderly.torch.simulate: the log of a model without its memory."""
 
 import copy
+import csv
 import json
 import subprocess
 import sys
@@ -337,6 +338,29 @@ def test_a_function_makes_the_model_and_it_may_be_in_any_state(tmp_path):
     simulate(Modes(), torch.zeros(1), tmp_path / 'log.csv')
     simulate(Modes(), torch.zeros(1), tmp_path / 'log.csv', training=True, steps=2)
     assert modes == [(False, False), (True, True), (True, True)]
+
+
+def test_without_hints_the_log_is_the_same(tmp_path, monkeypatch):
+    def log():
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8), nn.Dropout())
+        simulate(model, torch.zeros(5, 64), tmp_path / 'log.csv', training=True,
+                 optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), steps=2)
+        rows = []
+        for action, *block in (row[2:5] for row in csv.reader((tmp_path / 'log.csv').open())):
+            if action != 'free':
+                rows.append((block, []))
+            else:  # between two allocations in any order
+                rows[-1][1].append(block)
+        return [(block, sorted(freed)) for block, freed in rows]
+
+    logs = []
+    for swaps in (False, True):
+        if swaps:
+            monkeypatch.setattr(torch.utils, 'swap_tensors', None, raising=False)
+        else:
+            monkeypatch.delattr(torch.utils, 'swap_tensors', raising=False)
+        logs.append(log())
+    assert logs[0] == logs[1] and sum(len(freed) for _, freed in logs[0]) > 10
 
 
 def test_an_optimizers_state_counts_from_the_first_step_on(tmp_path):
