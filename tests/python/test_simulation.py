@@ -342,7 +342,7 @@ def test_a_function_makes_the_model_and_it_may_be_in_any_state(tmp_path):
 
 def test_without_hints_the_log_is_the_same(tmp_path, monkeypatch):
     def log():
-        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8), nn.Dropout())
+        model = nn.Sequential(*(layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.ReLU(), nn.Dropout())))
         simulate(model, torch.zeros(5, 64), tmp_path / 'log.csv', training=True,
                  optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), steps=2)
         rows = []
