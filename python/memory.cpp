@@ -100,15 +100,14 @@ memory::memory(stream_pool&& in_streams, std::shared_ptr<stream_driver> driver, 
 memory::~memory() {
   without_gil([this] {
     plain_.reset();
-    if (streams_) finish(*streams_);
+    if (streams_) finish();
     streams_.reset();
     kept_.clear();
     driver_.reset();
   });
 }
 
-/// Work in streams may use the memory until the end. The streams of another library may be gone by now, with their
-/// handles, so they are not asked.
+/// The streams of another library may be gone by now, with their handles, so they are not asked.
 void memory::finish(stream_pool& of) const noexcept {
   static_cast<void>(where_.is_cuda() ? driver_->synchronize_all() : of.synchronize());
 }

@@ -127,6 +127,10 @@ class memory {
   /// The same of another library's: its object destroys the stream.
   void keep(stream_handle stream, nanobind::handle object);
 
+  /// Waits for all work in streams: it may use the memory, or blocks of it, that are about to go. Pre: there are streams,
+  /// and the GIL is not held.
+  void finish() noexcept { finish(*streams_); }
+
   /// In place of a stream: for no stream, where the pool has streams of its own.
   static inline char settled_place = 0;
   static inline const stream_handle settled = &settled_place;
@@ -150,11 +154,11 @@ class memory {
     const memory& of_;
   };
 
+  void finish(stream_pool& of) const noexcept;
   [[nodiscard]] stream_handle actual(stream_handle stream) const noexcept { return stream == settled ? idle_ : stream; }
   [[nodiscard]] void* allocate_slowly(std::size_t bytes, std::size_t alignment, stream_handle stream);
   [[nodiscard]] error deallocate_slowly(void* pointer, std::size_t bytes, stream_handle stream, bad_free* report);
   void require_open() const;
-  void finish(stream_pool& of) const noexcept;
 
   nanobind::object keeps_;
   std::map<stream_handle, std::shared_ptr<software_stream_object>> kept_;

@@ -42,7 +42,7 @@ class block_set {
   block_set& operator=(const block_set&) = delete;
   ~block_set() {
     without_gil([this] {
-      if (streams_) static_cast<void>(of_->in_streams()->synchronize());  // their work may use the blocks
+      if (streams_) of_->finish();
       plain_.reset();
       streams_.reset();
     });
