@@ -732,13 +732,16 @@ TEST_CASE("a thread that the system has stopped keeps what it holds, and refuses
   struct sigaction before = {};
   REQUIRE(sigaction(SIGUSR1, &stop, &before) == 0);
   pool tested(options{.capacity = 2 * mib});
+  std::atomic<bool> begun = false;
   std::atomic<bool> done = false;
   std::thread stopped([&] {
     while (!done.load(std::memory_order_relaxed)) {
       void* const block = tested.try_allocate(mib / 4);
       if (block != nullptr) tested.deallocate(block, mib / 4);
+      begun.store(true, std::memory_order_relaxed);
     }
   });
+  while (!begun.load(std::memory_order_relaxed)) std::this_thread::yield();  // a first use takes a mutex
   for (int attempt = 0; attempt < 3; ++attempt) {
     hold_on.store(true, std::memory_order_relaxed);
     REQUIRE(pthread_kill(stopped.native_handle(), SIGUSR1) == 0);
@@ -798,22 +801,29 @@ TEST_CASE("threads that keep to their shares of the capacity are never refused, 
 TEST_CASE("a reserve up to the limit gets there beside threads that grow") {
   constexpr std::size_t chunks = 64;
   constexpr std::size_t growing = 2;
-  for (std::size_t round = 0; round < scaled(1000); ++round) {
-    pool tested(options{.capacity = chunks * chunk});
-    std::barrier start(growing + 1);
-    findings found;
-    run_threads(growing + 1, [&](std::size_t self) {
-      start.arrive_and_wait();
+  pool tested(options{.capacity = chunks * chunk});
+  std::barrier step(growing + 1);
+  findings found;
+  run_threads(growing + 1, [&](std::size_t self) {
+    for (std::size_t round = 0; round < scaled(1000); ++round) {
+      std::vector<void*> blocks;
+      step.arrive_and_wait();
       if (self == growing) {
         const std::size_t reached = tested.reserve(chunks * chunk);
         found.expect(reached == chunks * chunk, reached / chunk, " chunks");
-        return;
+      } else {
+        for (std::size_t count = 0; count < chunks / 4; ++count) {
+          blocks.push_back(tested.try_allocate(chunk));
+          found.expect(blocks.back() != nullptr, "refused");
+        }
       }
-      for (std::size_t count = 0; count < chunks / 4; ++count)
-        found.expect(tested.try_allocate(chunk) != nullptr, "refused");
-    });
-    ORDERLY_CHECK_FINDINGS(found);
-  }
+      step.arrive_and_wait();
+      for (void* const block : blocks) tested.deallocate(block, chunk);
+      step.arrive_and_wait();
+      if (self == growing) tested.trim();
+    }
+  });
+  ORDERLY_CHECK_FINDINGS(found);
 }
 
 TEST_CASE("sizes that change all the time, on many threads") {
