@@ -805,7 +805,7 @@ TEST_CASE("a reserve up to the limit gets there beside threads that grow") {
   std::barrier step(growing + 1);
   findings found;
   run_threads(growing + 1, [&](std::size_t self) {
-    for (std::size_t round = 0; round < scaled(1000); ++round) {
+    for (std::size_t round = 0; round < scaled(5000); ++round) {
       std::vector<void*> blocks;
       step.arrive_and_wait();
       if (self == growing) {
