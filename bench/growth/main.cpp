@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "harness.hpp"
 #include "orderly/cuda.hpp"
 #include "orderly/pool.hpp"
 #include "stream/cuda.hpp"
@@ -317,6 +318,7 @@ int main(int argc, char** argv) {
     std::puts("skipped: no CUDA device");
     return 77;
   }
+  report_distortion();
   check(cudaFree(nullptr), "the device");  // its context is nobody's to pay for
   describe_device([](const char* key, const std::string& value) { benchmark::AddCustomContext(key, value); });
   add<driver_peer>();
