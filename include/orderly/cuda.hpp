@@ -68,7 +68,7 @@ struct cuda_virtual_options {
 /// Memory of a device that grows and shrinks with the pool: a range of addresses is reserved, and physical memory is
 /// mapped into it by unit, for large blocks in larger pieces (CUDA's virtual memory management). Addresses are never
 /// what is missing, so the pool does not fragment above the unit, and what it no longer needs goes back to the device
-/// without waiting for kernels. Growing costs some 60 us for each piece, shrinking 40 (H200, driver 580), nothing while
+/// without waiting for kernels. Growing costs some 50 us for each small piece, shrinking 40 (H200, driver 580), nothing while
 /// the pool has what is asked for. Memory that others took is met when the pool grows: it then gives back what lies
 /// idle and tries again before it refuses.
 ///
