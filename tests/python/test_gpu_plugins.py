@@ -112,7 +112,10 @@ def test_cupy(monkeypatch, host_pool):
     two = array(state, 2000)
     assert set(host_pool) == {'cuda:0', 'cuda:1'}
     assert host_pool['cuda:0'].owns(one.data.ptr) and host_pool['cuda:1'].owns(two.data.ptr)
+    assert set(host_pool['cuda:0'].streams) == {17}
     state['stream'] = 18  # an array is freed in the stream that it was allocated in
+    assert host_pool['cuda:1'].owns(array(state, 500).data.ptr)
+    assert set(host_pool['cuda:1'].streams) == {17, 18}
     address = one.data.ptr
     plugin.record_stream(two, 19)
     del one
