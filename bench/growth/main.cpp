@@ -106,12 +106,6 @@ class async_peer {
   static constexpr const char* name = "cudaMallocAsync";
 
   async_peer() {
-    cudaMemPoolProps properties{};
-    properties.allocType = cudaMemAllocationTypePinned;
-    properties.location.type = cudaMemLocationTypeDevice;
-    check(cudaMemPoolCreate(&pool_, &properties), "cudaMemPoolCreate");
-    std::uint64_t keep = UINT64_MAX;
-    check(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep), "cudaMemPoolSetAttribute");
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
   }
   ~async_peer() {
@@ -139,7 +133,7 @@ class async_peer {
   void report(benchmark::State&) {}
 
  private:
-  cudaMemPool_t pool_ = nullptr;
+  cudaMemPool_t pool_ = new_driver_pool();
   cudaStream_t stream_ = nullptr;
 };
 

@@ -102,6 +102,18 @@ class cuda_world {
   std::deque<cudaEvent_t> events_;
 };
 
+/// A pool of the driver's on device 0 that keeps what is freed.
+[[nodiscard]] inline cudaMemPool_t new_driver_pool() {
+  cudaMemPoolProps properties{};
+  properties.allocType = cudaMemAllocationTypePinned;
+  properties.location.type = cudaMemLocationTypeDevice;
+  cudaMemPool_t made = nullptr;
+  check(cudaMemPoolCreate(&made, &properties), "cudaMemPoolCreate");
+  std::uint64_t all = UINT64_MAX;
+  check(cudaMemPoolSetAttribute(made, cudaMemPoolAttrReleaseThreshold, &all), "cudaMemPoolSetAttribute");
+  return made;
+}
+
 /// cudaMallocAsync from a new pool of the driver's, told to keep what is freed. Primed: made to hold the whole arena at
 /// the start, as RMM does.
 template <bool Primed>
@@ -111,12 +123,7 @@ class cuda_async_peer_of {
   static constexpr double calls_a_pair = 2;
 
   cuda_async_peer_of(cuda_world&, std::size_t bytes) {
-    cudaMemPoolProps properties{};
-    properties.allocType = cudaMemAllocationTypePinned;
-    properties.location.type = cudaMemLocationTypeDevice;
-    check(cudaMemPoolCreate(&pool_, &properties), "cudaMemPoolCreate");
-    std::uint64_t all = UINT64_MAX;
-    check(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &all), "cudaMemPoolSetAttribute");
+    pool_ = new_driver_pool();
     check(cudaDeviceSetMemPool(0, pool_), "cudaDeviceSetMemPool");
     if constexpr (Primed) {
       deallocate(allocate(bytes, nullptr), bytes, nullptr);
