@@ -81,8 +81,8 @@ class _Account:
     is the hint to look there, and every so often all are looked at, since a storage can also lose a tensor that stays
     (``tensor.data = other``). Between two looks nothing is allocated, so the order of the rows is that of the calls.
 
-    Where PyTorch swaps fake parameters for others, as Module.half() has it do since 2.3, it refuses tensors with weak
-    references. There each look is at all storages, and takes a time in proportion to their number.
+    Where PyTorch swaps fake parameters (see _Forgetting), the hints would have it refuse. There each look is at all
+    storages, and takes a time in proportion to their number.
     """
 
     def __init__(self, device):
@@ -277,6 +277,21 @@ def _make_mode():
         return FakeTensorMode(**settings)
 
 
+class _Forgetting(TorchDispatchMode):
+    """Has the fake mode forget which tensors it has made. It remembers them by weak reference, and where PyTorch swaps
+    fake parameters for others, as Module.half() has it do since 2.3, it refuses tensors with weak references."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.memo = getattr(getattr(mode.fake_tensor_converter, 'meta_converter', None), 'tensor_memo', None)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(self.memo, weakref.WeakValueDictionary):
+            self.memo.clear()
+        return result
+
+
 def _checked(device):
     """The device with its number. Raises RuntimeError where PyTorch would end the process."""
     device = torch.device(device)
@@ -367,7 +382,7 @@ def _run(module, inputs, training, loss, optimizer, steps):
 
 def _simulate(model, inputs, device, training, loss, optimizer, steps):
     mode, faker = _make_mode(), _Faker(device)
-    with mode:
+    with mode, _Forgetting(mode):
         module = _module(model, faker).train(training)
         parameters = list(_tensors_of(module))
         inputs = tree_map(lambda leaf: faker(leaf) if isinstance(leaf, torch.Tensor) else leaf, inputs)

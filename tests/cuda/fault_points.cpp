@@ -66,6 +66,15 @@ class own_stream {
   cudaStream_t stream_ = nullptr;
 };
 
+/// In the device's stream, also where that is one of its default streams, and the thread stays with its device.
+void write(void* block, std::size_t bytes, cudaStream_t stream) {
+  int before = 0;
+  CHECK(cudaGetDevice(&before) == cudaSuccess);
+  CHECK(cudaSetDevice(device()) == cudaSuccess);
+  static_cast<void>(cudaMemsetAsync(block, 1, bytes, stream));
+  CHECK(cudaSetDevice(before) == cudaSuccess);
+}
+
 /// What is done while a call fails, and how the thread was left.
 struct scene {
   explicit scene(const fault& given) : planned(given) { set_fault(planned); }
@@ -145,7 +154,7 @@ class ledger {
   }
   void enter(void* block, std::size_t bytes, stream_handle stream) {
     live_.push_back({block, bytes, stream});
-    static_cast<void>(cudaMemsetAsync(block, 1, bytes, static_cast<cudaStream_t>(stream)));
+    write(block, bytes, static_cast<cudaStream_t>(stream));
   }
   /// In the streams they came from. Those whose free is refused stay.
   void free_all() {
@@ -378,7 +387,7 @@ void use_relocation(scene& in, bool safe_mode) {
   const auto use = [&](relocatable block, cudaStream_t stream) {
     void* address = nullptr;
     if (!in.did([&] { return (address = blocks->pin(block, stream)) != nullptr; })) return;
-    if (stream == first.get()) static_cast<void>(cudaMemsetAsync(address, 1, bytes, stream));
+    if (stream == first.get()) write(address, bytes, stream);
     blocks->unpin(block, stream);
   };
   const auto step = [&](cudaStream_t stream) {
