@@ -331,10 +331,12 @@ TEST_CASE("one plain allocation: what is live goes to its beginning") {
 
 TEST_SUITE("stress") {
 
-TEST_CASE("threads use, allocate and free blocks while others are moved") {
-  pool tested(options{.capacity = 64 * mib, .limit = 16 * mib});
-  relocatable_blocks blocks(tested, [](std::span<const relocation> moves) {
+TEST_CASE("threads use, keep pinned, allocate and free blocks while others are moved; old handles name nothing") {
+  pool tested(options{.capacity = 64 * mib, .limit = 16 * mib, .on_bad_free = on_bad_free::count});
+  findings found;
+  relocatable_blocks blocks(tested, [&](std::span<const relocation> moves) {
     for (const relocation& each : moves) {  // long enough for others to come in between, if they could
+      found.expect(each.bytes == blocks.size(each.block), each.bytes, " bytes are copied: another block's");
       std::memcpy(each.to, each.from, each.bytes / 2);
       std::this_thread::yield();
       std::memcpy(static_cast<char*>(each.to) + each.bytes / 2, static_cast<char*>(each.from) + each.bytes / 2,
@@ -344,7 +346,7 @@ TEST_CASE("threads use, allocate and free blocks while others are moved") {
   });
   std::atomic<bool> done = false;
   std::atomic<std::size_t> moved = 0;
-  findings found;
+  std::atomic<std::size_t> runs = 0;  // relaxed, as `done`: they order nothing
   std::thread mover([&] {
     while (!done.load(std::memory_order_relaxed)) {
       blocks.begin({.bytes = 256 * kib});
@@ -354,52 +356,84 @@ TEST_CASE("threads use, allocate and free blocks while others are moved") {
         moved.fetch_add(moves.size(), std::memory_order_relaxed);
       }
       blocks.end();
+      runs.fetch_add(1, std::memory_order_relaxed);
     }
   });
   const std::size_t rounds = scaled(40000);
   run_threads(3, [&](std::size_t index) {
     random_engine random = make_random(index);
+    constexpr std::size_t most_kept_pinned = 2;  // few, so that most chunks can be emptied
     struct own_block {
       relocatable block;
       std::uint64_t seed;
+      void* pinned = nullptr;  // where it has stayed pinned since its last use
     };
     std::vector<own_block> own;
+    std::size_t kept_pinned = 0;
+    std::vector<relocatable> freed(16, relocatable::none);  // their records are anybody's
+    // Pinned once, or twice if it was before: all of it has the seed, and then the next one.
+    const auto use = [&](own_block& of) {
+      auto* const words = static_cast<std::uint64_t*>(blocks.pin(of.block));
+      found.expect(words != nullptr, "a live handle could not be pinned");
+      if (words == nullptr) return;
+      found.expect(of.pinned == nullptr || of.pinned == words, "a pinned block was moved");
+      const std::size_t count = blocks.size(of.block) / 8;
+      for (std::size_t i = 0; i < count; i += 7) found.expect(words[i] == of.seed, "contents changed");
+      ++of.seed;
+      std::fill_n(words, count, of.seed);  // plain: a move that overlaps a use is a race
+      if (of.pinned == nullptr && kept_pinned < most_kept_pinned) {
+        of.pinned = words;
+        ++kept_pinned;
+        return;
+      }
+      blocks.unpin(of.block);
+      if (of.pinned == nullptr) return;
+      found.expect(blocks.deallocate(of.block) == error::pinned, "a pinned block was freed");
+      blocks.unpin(of.block);
+      of.pinned = nullptr;
+      --kept_pinned;
+    };
+    const auto release = [&](own_block& of) {  // as it is, moving or not
+      if (of.pinned != nullptr) use(of);
+      found.expect(blocks.deallocate(of.block) == error::none, "a free was refused");
+    };
     for (std::size_t round = 0; round < rounds; ++round) {
+      if (round % 1024 == 1023) {  // whatever is pinned now lives through the whole of a run
+        const std::size_t before = runs.load(std::memory_order_relaxed);
+        while (runs.load(std::memory_order_relaxed) < before + 2) std::this_thread::yield();
+      }
       if (own.size() < 300 && uniform(random, 0, 1) == 0) {
         const relocatable block = blocks.try_allocate(log_uniform(random, 16, 20 * kib));
         if (block == relocatable::none) continue;
         auto* const words = static_cast<std::uint64_t*>(blocks.pin(block));
-        std::fill_n(words, blocks.size(block) / 8, round);  // plain: a move that overlaps a use is a race
+        std::fill_n(words, blocks.size(block) / 8, round);
         blocks.unpin(block);
         own.push_back({block, round});
         continue;
       }
       if (own.empty()) continue;
       const std::size_t at = uniform(random, 0, own.size() - 1);
-      if (uniform(random, 0, 7) == 0) {  // as it is, moving or not
-        found.expect(blocks.deallocate(own[at].block) == error::none, "a free was refused");
-        own[at] = own.back();
-        own.pop_back();
+      if (uniform(random, 0, 7) != 0) {
+        use(own[at]);
         continue;
       }
-      auto* const words = static_cast<std::uint64_t*>(blocks.pin(own[at].block));
-      found.expect(words != nullptr, "a live handle could not be pinned");
-      if (words == nullptr) return;
-      const std::size_t count = blocks.size(own[at].block) / 8;
-      for (std::size_t i = 0; i < count; i += 7) {
-        found.expect(words[i] == own[at].seed, "contents changed");
-      }
-      ++own[at].seed;
-      std::fill_n(words, count, own[at].seed);
-      blocks.unpin(own[at].block);
+      release(own[at]);
+      relocatable& old = freed[round % freed.size()];
+      found.expect(blocks.size(old) == 0, "a handle that was freed tells the size of another block");
+      found.expect(blocks.pin(old) == nullptr, "a handle that was freed pins another block");
+      found.expect(blocks.deallocate(old) == error::stale_handle, "a handle that was freed frees another block");
+      old = own[at].block;
+      own[at] = own.back();
+      own.pop_back();
     }
-    for (const own_block& each : own) found.expect(blocks.deallocate(each.block) == error::none, "a free was refused");
+    for (own_block& each : own) release(each);
   });
   done.store(true, std::memory_order_relaxed);
   mover.join();
   ORDERLY_CHECK_FINDINGS(found);
-  MESSAGE("blocks moved: ", moved.load());
+  MESSAGE("blocks moved: ", moved.load(), " in ", runs.load(), " runs");
   CHECK(moved.load() > 0);
+  CHECK(tested.stats().bad_frees == 0);
   check_idle(tested);
 }
 
