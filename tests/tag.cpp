@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -23,6 +24,7 @@
 
 #include "orderly/pool.hpp"
 #include "orderly/relocatable.hpp"
+#include "orderly/relocatable_streams.hpp"
 #include "orderly/stream_pool.hpp"
 #include "support/audit.hpp"
 #include "support/random.hpp"
@@ -444,6 +446,129 @@ TEST_CASE("threads allocate under many tags, free what others allocated, and loo
   check_tags(tested);
   CHECK(tested.stats().bad_frees == 0);
   check_idle(tested);
+}
+
+TEST_CASE("blocks are divided, moved and freed under others' tags: at each rest, a tag holds what it was given") {
+  constexpr std::size_t threads = 3;
+  constexpr std::size_t tags = 20;
+  std::vector<tag> all;
+  for (std::size_t i = 0; i < tags; ++i) all.emplace_back("stress " + std::to_string(i));
+  const tag mover("stress mover");
+  bench b(threads + 1, 256 * mib, software_schedule::workers, tagged_streams());
+  std::optional<relocatable_stream_blocks> blocks(std::in_place, *b.tested);
+  struct entry {
+    relocatable handle = relocatable::none;
+    std::byte* block = nullptr;  // of what has no handle
+    std::size_t bytes = 0;
+    std::size_t by = 0;
+  };
+  struct share {
+    random_engine random;
+    std::vector<entry> live{};
+    std::array<std::size_t, tags> requested{};  // of those that are live, as the next
+    std::array<std::size_t, tags> count{};
+
+    void add(const entry& each) {
+      live.push_back(each);
+      requested[each.by] += each.bytes;
+      ++count[each.by];
+    }
+    entry remove(std::size_t at) {
+      const entry each = std::exchange(live[at], live.back());
+      live.pop_back();
+      requested[each.by] -= each.bytes;
+      --count[each.by];
+      return each;
+    }
+  };
+  std::vector<share> shares;
+  for (std::size_t i = 0; i < threads; ++i) shares.push_back({make_random(200 + i)});
+  findings found;
+  std::size_t moved = 0;  // by the one thread that moves
+  const auto release = [&](const entry& each, stream_handle in) {
+    const error code = each.block != nullptr ? b.tested->try_deallocate(each.block, each.bytes, in)
+                                             : blocks->deallocate(each.handle, in);
+    found.expect(code == error::none, "a good free was refused: ", to_string(code));
+  };
+  const auto divide = [&](share& mine, std::size_t by, stream_handle in) {
+    const std::size_t bytes = 64 * kib << uniform(mine.random, 0, 2);
+    const std::size_t part = 4 * kib << uniform(mine.random, 0, 3);
+    auto* const block = static_cast<std::byte*>(b.tested->try_allocate(bytes, in));
+    if (block == nullptr) return;
+    std::array<std::uint32_t, 2> live{};  // of 64 parts at most
+    for (std::size_t i = 0; i < bytes / part; ++i)
+      if (uniform(mine.random, 0, 3) == 0) live[i / 32] |= std::uint32_t{1} << i % 32;
+    const tag_scope another(all[uniform(mine.random, 0, tags - 1)]);
+    const error code = b.tested->divide(block, part, std::span(live).first((bytes / part + 31) / 32), in);
+    found.expect(code == error::none, "a division was refused: ", to_string(code));
+    for (std::size_t i = 0; i < bytes / part; ++i)
+      if ((live[i / 32] >> i % 32 & 1) != 0) mine.add({.block = block + i * part, .bytes = part, .by = by});
+  };
+  const auto work = [&](share& mine, stream_handle in) {
+    for (std::size_t i = 0; i < scaled(2000); ++i) {
+      const std::size_t by = uniform(mine.random, 0, tags - 1);
+      const tag_scope scope(all[by]);
+      if (const std::size_t count = mine.live.size(); count > 300 || (count != 0 && uniform(mine.random, 0, 2) == 0)) {
+        release(mine.remove(uniform(mine.random, 0, count - 1)), in);
+        continue;
+      }
+      entry made{.by = by};
+      switch (uniform(mine.random, 0, 19)) {
+        case 0: divide(mine, by, in); continue;
+        case 1:  // keeps its chunk where it is, or has a slot
+          made.bytes = uniform(mine.random, 0, 15) == 0 ? 3 * mib : log_uniform(mine.random, 1, 2000);
+          made.block = static_cast<std::byte*>(b.tested->try_allocate(made.bytes, in));
+          break;
+        default:
+          made.bytes = log_uniform(mine.random, 5000, 40'000);
+          made.handle = blocks->try_allocate(made.bytes, in);
+      }
+      if (made.block != nullptr || made.handle != relocatable::none) mine.add(made);
+    }
+  };
+  const auto compare = [&] {
+    const std::vector<tag_statistics> figures = b.tested->tags();
+    for (std::size_t i = 0; i < tags; ++i) {
+      CAPTURE(i);
+      std::size_t requested = 0;
+      std::size_t count = 0;
+      for (const share& each : shares) requested += each.requested[i], count += each.count[i];
+      const tag_statistics said = of(figures, all[i]);
+      CHECK(said.requested == requested);
+      CHECK(said.allocations - said.frees == count);
+    }
+    CHECK(of(figures, mover).allocations == 0);
+    check_tags(*b.tested);
+  };
+  for (std::size_t phase = 0; phase < 8; ++phase) {
+    CAPTURE(phase);
+    std::atomic<std::size_t> at_work = threads;  // relaxed: it orders nothing
+    run_threads(threads + 1, [&](std::size_t self) {
+      if (self != threads) {
+        work(shares[(self + phase) % threads], b[self]);  // the blocks of another thread, which is gone by now
+        at_work.fetch_sub(1, std::memory_order_relaxed);
+        return;
+      }
+      const tag_scope scope(mover);
+      for (bool last = false; !last;) {
+        last = at_work.load(std::memory_order_relaxed) == 0;  // and once more while nothing else happens
+        blocks->begin({.moves = 16});
+        for (auto moves = blocks->step(b[self]); !moves.empty(); moves = blocks->step(b[self]))
+          moved += moves.size();
+        blocks->end();
+      }
+    });
+    compare();
+  }
+  for (share& each : shares)
+    while (!each.live.empty()) release(each.remove(each.live.size() - 1), b[0]);
+  compare();
+  ORDERLY_CHECK_FINDINGS(found);
+  MESSAGE("blocks moved: ", moved);
+  CHECK(moved > 0);
+  CHECK(b.tested->synchronize());
+  blocks.reset();
+  check_idle(*b.tested);
 }
 
 TEST_CASE("who looks while a thread opens its account sees none, or all of it") {
