@@ -45,25 +45,31 @@ void pool::state::add_free(memory_report& to) const noexcept {
   std::uint64_t largest = 0;    // granules
   store_.each_block([&](node n, block_word word) {
     if (word.state() != block_state::free) return;
+    const std::uint64_t length = std::uint64_t{1} << n.order;
     if (!shape().in_tree(n.order)) {
       const std::uint64_t bytes = store_.length(n, whole);
       idle += bytes;
-      largest = std::max(largest, bytes >> granule_shift_);
+      const std::uint64_t present = bytes >> granule_shift_;
+      if (present > length / 2) largest = std::max(largest, present);  // less has slots, or nodes, of another order
       return;
     }
-    const std::uint64_t length = std::uint64_t{1} << n.order;
     if (n.order < shape().chunk_order) {
       scattered += length;
       largest = std::max(largest, length);
       return;
     }
     const chunk_table& chunks = store_.memory().chunks();
-    const chunk_mask all = chunks.bits(n, length);
-    const chunk_mask committed = chunks.committed(n, all);
-    idle += static_cast<std::uint64_t>(std::popcount(committed)) * shape().chunk_bytes();
-    // A request takes the chunks from the node's start on.
-    const auto run = static_cast<unsigned>(std::countr_one(committed >> std::countr_zero(all)));
-    largest = std::max(largest, std::uint64_t{run} << shape().chunk_order);
+    idle += std::uint64_t{chunks.count(n)} * shape().chunk_bytes();
+    // A request of more than half a node takes its chunks from the start on; one of less gets the half that buddy::split
+    // keeps.
+    for (node at = n;; at = chunks.count(at.left()) < chunks.count(at.right()) ? at.right() : at.left()) {
+      const chunk_mask all = chunks.bits(at, std::uint64_t{1} << at.order);
+      const chunk_mask committed = chunks.committed(at, all);
+      const auto run = static_cast<unsigned>(std::countr_one(committed >> std::countr_zero(all)));
+      const std::uint64_t granules = std::uint64_t{run} << shape().chunk_order;
+      if (granules > (std::uint64_t{1} << at.order) / 2) largest = std::max(largest, granules);
+      if (at.order == shape().chunk_order) break;
+    }
   });
   to.largest_now = static_cast<std::size_t>(largest_fit(largest));
   if (shape().flat) {

@@ -197,8 +197,11 @@ TEST_CASE("what lies in one piece begins where a block would, and ends where a c
   memory_report r = tested.report();
   CHECK(r.committed == 15 * chunk);
   CHECK(r.idle == 15 * chunk);
-  CHECK(r.largest_now == 0);
+  CHECK(r.largest_now == 8 * chunk);  // half of the sixteen
   CHECK(r.largest_grown > 63 * chunk);
+  blocks[0] = tested.allocate(r.largest_now);
+  CHECK(tested.stats().committed == 15 * chunk);
+  tested.deallocate(blocks[0]);
   // Seventeen of 64 are: a request of as many would get eighteen.
   tested.trim();
   allocate(64);
@@ -209,6 +212,19 @@ TEST_CASE("what lies in one piece begins where a block would, and ends where a c
   r = tested.report();
   CHECK(r.committed == 17 * chunk);
   CHECK(r.largest_now == 16 * chunk);
+  // A slot serves what has more than half its chunks.
+  o.limit = o.release_threshold = 128 * chunk;
+  for (const std::size_t taken : {60UL, 64UL}) {
+    CAPTURE(taken);
+    pool bounded_pool(o);
+    bounded_pool.deallocate(bounded_pool.allocate(128 * chunk));
+    void* const block = bounded_pool.allocate(taken * chunk);
+    r = bounded_pool.report();
+    check_figures(r);
+    CHECK(r.idle == (128 - taken) * chunk);
+    CHECK(r.largest_now == (taken < 64 ? r.idle : 0));
+    bounded_pool.deallocate(block);
+  }
 }
 
 TEST_CASE("half is free, but in no piece: the report says so, and each way out that it names leads out") {
