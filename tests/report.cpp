@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -25,6 +26,7 @@
 #include "orderly/stream_pool.hpp"
 #include "orderly/tag.hpp"
 #include "support/audit.hpp"
+#include "support/failing_source.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
 #include "support/stream_bench.hpp"
@@ -114,6 +116,15 @@ struct traffic {
       const std::size_t bytes = log_uniform(random, 1, most);
       if (void* const block = tested.try_allocate(bytes)) blocks.emplace_back(block, bytes);
     }
+  }
+
+  /// Frees the others.
+  void keep_one_in(random_engine& random, std::size_t count) {
+    std::erase_if(blocks, [&](const auto& each) {
+      if (uniform(random, 1, count) == 1) return false;
+      tested.deallocate(each.first, each.second);
+      return true;
+    });
   }
 
   pool& tested;
@@ -660,6 +671,96 @@ TEST_CASE("neither a refusal nor a report takes memory of the program") {
 }
 
 TEST_SUITE("stress") {
+
+TEST_CASE("random heaps: figures add up, the largest request is the largest, the named limit the lowest that will do") {
+  for (std::uint64_t round = 0; round < scaled(200); ++round) {
+    CAPTURE(round);
+    random_engine random = make_random(1000 + round);
+    constexpr std::size_t most = 16 * mib;  // up to such limits caches are bounded alike
+    options o = bounded(64 * mib, most);
+    o.chunk = 4 * kib << 2 * uniform(random, 0, 2);
+    const std::uint64_t seed = random();
+    const auto build = [seed](pool& in, traffic& blocks) {
+      random_engine same(seed);
+      for (std::size_t left = uniform(same, 1, 6); left != 0; --left) {
+        if (in.stats().requested < 2 * mib) blocks.go(same, uniform(same, 1, 60), log_uniform(same, 1000, mib));
+        if (uniform(same, 0, 1) == 0) blocks.keep_one_in(same, uniform(same, 1, 20));
+        if (uniform(same, 0, 1) == 0) in.trim(in.stats().committed / 4 * uniform(same, 0, 3));
+        if (uniform(same, 0, 3) == 0) in.reserve(uniform(same, 1, 2 * mib));
+        if (uniform(same, 0, 3) == 0) in.defragment();
+      }
+    };
+    // Whatever the limit is from its peak on, the heap is the same.
+    std::size_t peak = 0;
+    {
+      pool alike(o);
+      traffic blocks(alike);
+      build(alike, blocks);
+      peak = std::max(alike.stats().peak_committed, o.chunk);
+    }
+    o.limit = std::min(peak + (log_uniform(random, 1, 16) - 1) * o.chunk, most);
+    const auto log = std::make_shared<source_log>();
+    pool tested(make_failing_source(log), o);
+    traffic blocks(tested);
+    build(tested, blocks);
+    check_figures(tested.report());
+    tested.defragment();
+    const memory_report r = tested.report();
+    check_figures(r);
+    CHECK(r.cached == 0);
+    CHECK(r.committed == log->committed());
+    CHECK(r.live_blocks == blocks.blocks.size());
+    std::size_t live = 0;
+    std::size_t scattered = 0;
+    bool lies_there = r.largest_now == 0;  // where a block may begin, as the source has it
+    const std::size_t length = tested.rounded(r.largest_now);
+    tested.for_each_block([&](const block_info& block) {
+      if (block.state == block_state::live) live += block.bytes;
+      if (block.state != block_state::free) return;
+      if (block.bytes < r.chunk) scattered += block.bytes;
+      for (std::size_t at = 0; at + length <= block.bytes; at += std::bit_ceil(length))
+        lies_there = lies_there || log->is_committed(static_cast<const std::byte*>(block.address) + at, length);
+    });
+    CHECK(r.live == live);
+    CHECK(r.scattered == scattered);
+    CHECK(lies_there);
+
+    const auto is_served = [&](std::size_t bytes) {
+      void* const block = tested.try_allocate(bytes);
+      tested.deallocate(block, bytes);
+      tested.defragment();
+      return block != nullptr;
+    };
+    // With what is committed, as it lies.
+    log->refuse_all(source_log::call::commit);
+    log->refuse_all(source_log::call::decommit);
+    CHECK_FALSE(is_served(r.largest_now + 1));
+    log->refuse_none();
+    CHECK(tested.report().largest_grown == r.largest_grown);
+    CHECK((r.largest_grown == 0 || (is_served(r.largest_now) && is_served(r.largest_grown))));
+    CHECK_FALSE(is_served(r.largest_grown + 1));
+    ORDERLY_CHECK_CONTRACT(*log);
+
+    const std::size_t bytes = r.largest_grown + log_uniform(random, 1, mib);
+    const memory_report refused = report_of_refusal(tested, bytes);
+    check_figures(refused);
+    REQUIRE(refused.find(remedy::raise_limit) != nullptr);
+    const std::size_t enough = refused.find(remedy::raise_limit)->bytes;
+    CHECK(enough <= most);
+    for (const std::size_t fewer : {std::size_t{0}, o.chunk}) {
+      CAPTURE(fewer);
+      o.limit = enough - fewer;
+      pool other(o);
+      traffic same(other);
+      build(other, same);
+      other.defragment();
+      CHECK(other.stats().committed == r.committed);
+      void* const block = other.try_allocate(bytes);
+      CHECK((block != nullptr) == (fewer == 0));
+      other.deallocate(block, bytes);
+    }
+  }
+}
 
 TEST_CASE("reports while threads allocate, free, are refused, and streams come and go: nothing is out of its bounds") {
   constexpr std::size_t threads = 4;

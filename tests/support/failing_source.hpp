@@ -49,6 +49,19 @@ class source_log {
   }
   [[nodiscard]] std::size_t committed() const { return locked(committed_); }
   [[nodiscard]] std::size_t peak_committed() const { return locked(peak_committed_); }
+  /// Of a virtual source. All of it, which lies in one range.
+  [[nodiscard]] bool is_committed(const void* address, std::size_t bytes) const {
+    const std::lock_guard hold(mutex_);
+    const auto begin = reinterpret_cast<std::uintptr_t>(address);
+    const auto after = ranges_.upper_bound(begin);
+    if (after == ranges_.begin() || bytes == 0) return false;
+    const auto& [start, reserved] = *std::prev(after);
+    if (bytes > reserved.bytes || begin - start > reserved.bytes - bytes) return false;
+    const std::size_t last = (begin - start + bytes - 1) / reserved.unit;
+    std::size_t unit = (begin - start) / reserved.unit;
+    while (unit <= last && reserved.committed[unit]) ++unit;
+    return unit > last;
+  }
   [[nodiscard]] std::size_t reserved_ranges() const {
     const std::lock_guard hold(mutex_);
     return ranges_.size();
