@@ -189,9 +189,9 @@ const registered<taken_over> d2("front", "taken-over-without-barrier", without);
 const registered<taken_over_late> d3("front", "taken-over-late");
 const registered<taken_over_late> d4("front", "taken-over-late-without-barrier", without);
 const registered<attached_in_turn> e1("front", "attached-in-turn");
-const registered<attached_in_turn> e2("front", "attached-in-turn-of-three", {.threads = 3, .long_bound = 3});
+const registered<attached_in_turn> e2("front", "attached-in-turn-of-three", {.threads = 3});
 const registered<last_parcel> f1("front", "last-parcel");
 const registered<watched> g1("front", "watched");
-const registered<emptied> h1("front", "stopped", {.long_bound = 3, .parked = 3});
+const registered<emptied> h1("front", "stopped", {.parked = 3});
 
 }  // namespace

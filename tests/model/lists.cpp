@@ -160,7 +160,7 @@ struct last_node : of_list {
 /// Whoever is stopped, the others get on.
 struct stopped_in_list : pop_and_push {};
 
-constexpr traits three{.threads = 3, .long_bound = 3};
+constexpr traits three{.threads = 3};
 const registered<pops> a1("free_list", "pops");
 const registered<pops> a2("free_list", "pops-of-three", three);
 const registered<pop_and_push> b1("free_list", "pop-and-push", {.long_bound = 5});
@@ -343,6 +343,6 @@ const registered<exchange> g1("depot", "exchange");
 const registered<last_place> g2("depot", "last-place");
 const registered<parcels> g3("depot", "parcels", three);
 const registered<chains> g4("depot", "chains");
-const registered<exchange> g5("depot", "stopped", {.long_bound = 3, .parked = 3});
+const registered<exchange> g5("depot", "stopped", {.parked = 3});
 
 }  // namespace

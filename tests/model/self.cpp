@@ -186,7 +186,7 @@ struct every_choice : scenario {
 
 constexpr traits wrong{.must_fail = true};
 constexpr traits three{.threads = 3};
-constexpr traits four{.threads = 4, .long_bound = 3};
+constexpr traits four{.threads = 4};
 constexpr traits wrong_four{.threads = 4, .must_fail = true};
 
 const registered<message_passing<release, acquire>> a1("self", "message-passing");

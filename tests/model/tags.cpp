@@ -95,6 +95,6 @@ const registered<same> n1("tags", "same");
 const registered<crossed> n2("tags", "crossed");
 const registered<full> n3("tags", "full");
 const registered<looked_at> n4("tags", "looked-at", {.threads = 3});
-const registered<crossed> n5("tags", "stopped", {.long_bound = 3, .parked = 3});
+const registered<crossed> n5("tags", "stopped", {.parked = 3});
 
 }  // namespace

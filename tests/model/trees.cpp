@@ -234,13 +234,13 @@ struct beside_a_live_one : of_tree {
   }
 };
 
-constexpr traits three{.threads = 3, .long_bound = 3};
+constexpr traits three{.threads = 3};
 const registered<beside_a_live_one> g2("buddy", "beside-a-live-one");
 const registered<gives<0>> a1("buddy", "gives-0-123");
 const registered<gives<0, 1>> a2("buddy", "gives-01-23");
 const registered<gives<0, 2>> a3("buddy", "gives-02-13");
 const registered<outer_granules> b1("buddy", "outer-granules");
-const registered<outer_granules_in_use> b2("buddy", "outer-granules-in-use", {.threads = 3, .long_bound = 2});
+const registered<outer_granules_in_use> b2("buddy", "outer-granules-in-use", {.threads = 3});
 const registered<take_halves> c1("buddy", "take-halves");
 const registered<take_halves> c2("buddy", "take-halves-of-three", three);
 const registered<take_against_give> d1("buddy", "take-against-give");
@@ -248,7 +248,7 @@ const registered<split_against_give> e1("buddy", "split-against-give");
 const registered<trimmed> f1("buddy", "trimmed");
 const registered<hint_above_another> g3("buddy", "hint-above-another");
 const registered<hints_out_of_date> g1("buddy", "hints-out-of-date");
-const registered<hints_out_of_date> h1("buddy", "stopped", {.long_bound = 3, .parked = 3});
+const registered<hints_out_of_date> h1("buddy", "stopped", {.parked = 3});
 
 /// A store over chunks of two granules; a commit is refused where the scenario says so.
 struct of_store : scenario {
@@ -530,7 +530,7 @@ struct last_chunk : scenario {
   void check() override { ORDERLY_EXPECT(got[0] != got[1], "the chunk is lent to %s", got[0] ? "both" : "nobody"); }
 };
 
-constexpr traits long_ones{.long_bound = 3, .stale = 1};
+constexpr traits long_ones{.stale = 1};
 const registered<grow> i1("store", "grow", long_ones);
 const registered<grow_to_the_limit> i2("store", "grow-to-the-limit", long_ones);
 const registered<rollback> i3("store", "rollback", long_ones);
@@ -688,6 +688,6 @@ const registered<last_chunk> i10("store", "last-chunk");
 const registered<last_root> j4("buddy", "last-root");
 const registered<last_slot> j5("slots", "last-slot");
 const registered<slot_refused> j6("slots", "refused");
-const registered<slot_exchange> j3("slots", "stopped", {.long_bound = 3, .parked = 3});
+const registered<slot_exchange> j3("slots", "stopped", {.parked = 3});
 
 }  // namespace
