@@ -28,11 +28,14 @@
 #include "orderly/software_stream.hpp"
 #include "orderly/stream_pool.hpp"
 #include "support/audit.hpp"
+#include "support/choices.hpp"
+#include "support/lockstep_threads.hpp"
 #include "support/process.hpp"
 #include "support/random.hpp"
 #include "support/same_fingerprint.hpp"
 #include "support/scale.hpp"
 #include "support/stream_bench.hpp"
+#include "support/tensor_model.hpp"
 #include "support/threads.hpp"
 
 #ifdef ORDERLY_ADDRESS_SANITIZER
@@ -953,31 +956,37 @@ TEST_CASE("of many frees of one handle at once, one succeeds") {
 }
 
 TEST_CASE("a cache never causes a refusal: whoever fits beside what is live gets it, while others free and take") {
-  pool tested(options{.capacity = 64 * mib, .limit = 16 * mib});
-  tensor_cache cache(tested, {.limit = 64 * mib});
-  findings found;
-  const std::size_t rounds = scaled(1500);
-  // Each has at most a quarter of 12 MiB, in blocks of 1 MiB, so that nothing but the cache can be in the way.
-  run_threads(4, [&](std::size_t self) {
-    random_engine random = make_random(100 + self);
-    std::vector<tensor> mine;
-    for (std::size_t i = 0; i < rounds; ++i) {
-      if (mine.size() < 3) {
-        const std::size_t bytes = mib - uniform(random, 0, 40) * 1000;
-        const tensor t = cache.try_empty(of_bytes(bytes));
-        found.expect(static_cast<bool>(t), "refused, with ", tested.stats().allocated, " bytes allocated, ", cache.stats().kept,
-                     " kept");
-        if (t) mine.push_back(t);
+  // With few layouts, and without waste, what is kept fills the pool and is seldom what is wanted; of many layouts some give
+  // way before.
+  for (const auto& [layouts, waste] : {std::pair(40UL, 0.125), std::pair(8UL, 0.0)}) {
+    CAPTURE(layouts);
+    pool tested(options{.capacity = 64 * mib, .limit = 16 * mib});
+    tensor_cache cache(tested, {.limit = 64 * mib, .waste = waste});
+    findings found;
+    const std::size_t rounds = scaled(10000);
+    // Each has at most a quarter of 12 MiB, in blocks of 1 MiB, so that nothing but the cache can be in the way.
+    run_threads(4, [&](std::size_t self) {
+      random_engine random = make_random(100 + self);
+      std::vector<tensor> mine;
+      for (std::size_t i = 0; i < rounds; ++i) {
+        if (mine.size() < 3) {
+          const std::size_t bytes = mib - uniform(random, 0, layouts - 1) * 40 * kib / layouts;
+          const tensor t = cache.try_empty(of_bytes(bytes));
+          found.expect(static_cast<bool>(t), "refused, with ", tested.stats().allocated, " bytes allocated, ",
+                       cache.stats().kept, " kept");
+          if (t) mine.push_back(t);
+        }
+        if (mine.size() == 3 || uniform(random, 0, 1) == 0) {
+          for (const tensor& each : mine) cache.free(each);
+          mine.clear();
+        }
       }
-      if (mine.size() == 3 || uniform(random, 0, 1) == 0) {
-        for (const tensor& each : mine) cache.free(each);
-        mine.clear();
-      }
-    }
-    for (const tensor& each : mine) cache.free(each);
-  });
-  ORDERLY_CHECK_FINDINGS(found);
-  CHECK(tested.stats().failed == 0);
+      for (const tensor& each : mine) cache.free(each);
+    });
+    ORDERLY_CHECK_FINDINGS(found);
+    CHECK(tested.stats().failed == 0);
+    CHECK(cache.stats().evictions != 0);
+  }
 }
 
 TEST_CASE("streams on threads share a pool that is short: no work meets another's") {
@@ -1005,6 +1014,82 @@ TEST_CASE("streams on threads share a pool that is short: no work meets another'
   }
   ORDERLY_CHECK_FINDINGS(found);
   check_idle(*b.tested);
+}
+
+TEST_CASE("threads release their streams, or capture in them: then nothing is kept for these, and for others as ever") {
+  constexpr std::size_t threads = 4;
+  findings found;
+  bench b(threads, 24 * mib, software_schedule::workers);
+  {
+    tensor_cache cache(*b.tested, {.limit = 64 * mib});
+    const auto any_bytes = [](random_engine& random) {
+      return std::array{64 * kib, 512 * kib, mib, 2 * mib}[uniform(random, 0, 3)];
+    };
+    for (std::size_t round = 0; round < scaled(60); ++round) {
+      const bool capture = round % 2 != 0;
+      run_threads(threads, [&](std::size_t self) {
+        random_engine random = make_random(400 + round * threads + self);
+        const stream_handle in = b[self];
+        std::vector<tensor> mine;
+        for (std::size_t i = 0; i < 200; ++i) {
+          const std::size_t what = uniform(random, 0, 63);
+          if (what == 0) {
+            found.expect(b.tested->release_stream(in), "the release of a stream is refused");
+          } else if (what < 32 && mine.size() < 4) {
+            const std::size_t bytes = any_bytes(random);
+            const tensor t = cache.try_empty(of_bytes(bytes), in);
+            if (!t) continue;
+            use(b.stream[self], t.data, bytes, (round * threads + self) << 32 | i, found);
+            mine.push_back(t);
+          } else if (!mine.empty()) {
+            std::swap(mine[uniform(random, 0, mine.size() - 1)], mine.back());
+            found.expect(cache.try_free(mine.back()) == error::none, "a good free is refused");
+            mine.pop_back();
+          }
+        }
+        for (const tensor& each : mine) cache.free(each);
+        if (capture) {
+          found.expect(b.tested->begin_capture(in) == error::none, "a capture is refused");
+          found.expect(b.stream[self].begin_capture(), "a stream captures already");
+        } else {
+          found.expect(b.tested->release_stream(in), "the release of a stream is refused");
+        }
+      });
+      found.expect(cache.stats().held == 0, cache.stats().kept_tensors, " tensors are kept for streams that ",
+                   capture ? "capture" : "were released");
+      if (!capture) continue;
+      for (std::size_t i = 0; i < threads; ++i) {
+        const tensor t = cache.try_empty(of_bytes(64 * kib), b[i]);
+        if (t) cache.free(t);
+        CHECK(b.tested->end_capture(b[i]) == error::none);
+        static_cast<void>(b.stream[i].end_capture());
+      }
+      found.expect(cache.stats().held == 0, "what was freed in a capture is kept");
+    }
+    for (software_stream& each : b.stream) each.synchronize();
+    CHECK(cache.stats().hits != 0);
+  }
+  ORDERLY_CHECK_FINDINGS(found);
+  check_idle(*b.tested);
+}
+
+TEST_CASE("random operations in streams, by threads that take turns: all is as in a sequential model") {
+  std::uint64_t stream = 300;
+  for (const bool roomy : {true, false}) {
+    for (const double waste : {0.0, 0.125}) {
+      for (int round = 0; round < 3; ++round) {
+        random_choices choices(++stream);
+        lockstep_threads threads(4);
+        tensor_model tested(choices, threads,
+                            {.capacity = roomy ? 256 * mib : 5 * mib / 2, .limit = roomy ? mib : 64 * mib, .waste = waste, .roomy = roomy});
+        for (std::size_t step = 0; step < scaled(5000); ++step) {
+          INFO("ORDERLY_TEST_SEED=", test_seed(), ", stream ", stream, ", step ", step);
+          tested.step();
+        }
+        tested.finish();
+      }
+    }
+  }
 }
 
 }
