@@ -955,13 +955,57 @@ TEST_CASE("of many frees of one handle at once, one succeeds") {
   CHECK(cache.stats().kept_tensors == rounds);
 }
 
+TEST_CASE("threads free each other's tensors and take new ones: each is freed once") {
+  pool tested(quiet(64 * mib));
+  {
+    tensor_cache cache(tested);
+    struct place {
+      std::mutex mutex;
+      tensor there;
+      std::uint64_t number = 0;                // of the tensor
+      std::atomic<std::uint64_t> freed_up_to{0};
+    };
+    std::array<place, 2> places;
+    for (place& each : places) each.there = cache.empty(of_bytes(1000));
+    findings found;
+    run_threads(3, [&](std::size_t self) {
+      random_engine random = make_random(300 + self);
+      for (std::size_t i = 0; i < scaled(1'000'000); ++i) {
+        place& at = places[uniform(random, 0, places.size() - 1)];
+        tensor seen;
+        std::uint64_t number = 0;
+        {
+          const std::lock_guard lock(at.mutex);
+          seen = at.there;
+          number = at.number;
+        }
+        if (const error code = cache.try_free(seen); code != error::none) {
+          found.expect(code == error::double_free || code == error::stale_handle, "refused as ", to_string(code));
+          continue;
+        }
+        const bool first = at.freed_up_to.exchange(number + 1, std::memory_order_relaxed) == number;
+        found.expect(first, "a tensor is freed twice");
+        seen = cache.empty(of_bytes(1000));
+        const std::lock_guard lock(at.mutex);
+        at.there = seen;
+        ++at.number;
+      }
+    });
+    ORDERLY_CHECK_FINDINGS(found);
+    CHECK(cache.stats().live_tensors == places.size());
+    for (const place& each : places) CHECK(cache.try_free(each.there) == error::none);
+  }
+  check_idle(tested);
+}
+
 TEST_CASE("a cache never causes a refusal: whoever fits beside what is live gets it, while others free and take") {
-  // With few layouts, and without waste, what is kept fills the pool and is seldom what is wanted; of many layouts some give
-  // way before.
-  for (const auto& [layouts, waste] : {std::pair(40UL, 0.125), std::pair(8UL, 0.0)}) {
-    CAPTURE(layouts);
+  // With few layouts, and without waste, what is kept fills the pool, and often is not what is wanted; of many layouts
+  // some give way before.
+  for (const bool few : {false, true}) {
+    CAPTURE(few);
+    const std::size_t layouts = few ? 8 : 40;
     pool tested(options{.capacity = 64 * mib, .limit = 16 * mib});
-    tensor_cache cache(tested, {.limit = 64 * mib, .waste = waste});
+    tensor_cache cache(tested, {.limit = 64 * mib, .waste = few ? 0 : 0.125});
     findings found;
     const std::size_t rounds = scaled(10000);
     // Each has at most a quarter of 12 MiB, in blocks of 1 MiB, so that nothing but the cache can be in the way.
@@ -1081,7 +1125,10 @@ TEST_CASE("random operations in streams, by threads that take turns: all is as i
         random_choices choices(++stream);
         lockstep_threads threads(4);
         tensor_model tested(choices, threads,
-                            {.capacity = roomy ? 256 * mib : 5 * mib / 2, .limit = roomy ? mib : 64 * mib, .waste = waste, .roomy = roomy});
+                            {.capacity = roomy ? 256 * mib : 5 * mib / 2,
+                             .limit = roomy ? mib : 64 * mib,
+                             .waste = waste,
+                             .roomy = roomy});
         for (std::size_t step = 0; step < scaled(5000); ++step) {
           INFO("ORDERLY_TEST_SEED=", test_seed(), ", stream ", stream, ", step ", step);
           tested.step();

@@ -1,13 +1,14 @@
 /// \file
 /// A sequential model of a tensor cache over a pool with streams: operations on both, and after each the cache's figures
-/// must be the model's. The model knows what is kept: by a free it is, if it may be, and what has been given up is no live
-/// block of the pool any more.
+/// must be the model's. In the model a freed tensor is kept, if it may be, until it is handed out, or is no live block of
+/// the pool any more: it was given up. Then the model tells whether it was the one to go.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <optional>
 #include <type_traits>
@@ -39,24 +40,36 @@ class tensor_model {
         how_(how),
         bench_(streams, how.capacity, software_schedule::random, {}, choices.uniform(0, 1000)),
         cache_(std::in_place, *bench_.tested, tensor_options{.limit = how.limit, .waste = how.waste}) {
-    // Such as are about as large, in steps within the waste, so that memory may be handed down; some with the same bytes,
-    // and more than have room beside each other. The last ones are by themselves.
-    for (const std::int64_t each : {32, 34, 36, 33, 35, 38, 40}) layouts_.emplace_back(tensor_layout({each, 512}, tensor_types::int8));
-    for (const std::int64_t each : {32, 33, 34, 35}) layouts_.emplace_back(tensor_layout({each, 256}, tensor_types::int16));
-    for (const std::int64_t each : {32, 33, 34, 35}) layouts_.emplace_back(tensor_layout({each, 128}, tensor_types::int32));
-    for (const std::int64_t each : {200, 600}) layouts_.emplace_back(tensor_layout({each, 128}, tensor_types::float32));
+    const auto add = [&](std::initializer_list<std::int64_t> rows, std::int64_t columns, tensor_type type) {
+      for (const std::int64_t each : rows) layouts_.emplace_back(tensor_layout({each, columns}, type));
+    };
+    // Such as are about as large, in steps within the waste, so that memory may be handed down; some have the same bytes.
+    // They are more than have room beside each other. The last ones are by themselves.
+    add({32, 34, 36, 33, 35, 38, 40}, 512, tensor_types::int8);
+    add({32, 33, 34, 35}, 256, tensor_types::int16);
+    add({32, 33, 34, 35}, 128, tensor_types::int32);
+    add({200, 600}, 128, tensor_types::float32);
   }
 
   void step() {
+    const bool capturing = std::ranges::count(captures_, true) != 0;
     const std::size_t what = choices_.uniform(0, 255);
-    if (what < 8) pass_time();
-    else if (what < 12) trim();
-    else if (what < 13) release_stream();
-    else if (what < 14 || (what < 32 && captures_ != std::array<bool, streams>())) begin_or_end_capture();
-    else if (what < 36) record_stream();
-    else if (what < 40) block_of_the_pool();
-    else if (live_.size() < wanted_) take();
-    else if (!live_.empty()) free(choices_.uniform(0, live_.size() - 1));
+    if (what < 8)
+      pass_time();
+    else if (what < 12)
+      trim();
+    else if (what < 16)
+      record_stream();
+    else if (what < 20)
+      block_of_the_pool();
+    else if (what < 21)
+      release_stream();
+    else if (what < (capturing ? 40U : 22U))  // captures are rare, and short
+      begin_or_end_capture();
+    else if (live_.size() < wanted_)
+      take();
+    else if (!live_.empty())
+      free(choices_.uniform(0, live_.size() - 1));
     if (choices_.uniform(0, 31) == 0) wanted_ = choices_.uniform(0, most_live);
     check();
   }
@@ -148,8 +161,8 @@ class tensor_model {
     evictions_ += all.size();
     return all;
   }
-  /// The same, of memory that was given up for want of it: the layout that was used longest ago goes first, and of it what
-  /// was freed first. (Where memory is handed down, what is looked at, and too large, counts as freed anew.)
+  /// The same, of memory that was given up for want of it: the layout that was used longest ago goes first, and of it
+  /// what was freed first. (Where memory is handed down, what is looked at, and too large, counts as freed anew.)
   std::vector<kept_tensor> given_up_in_order(const void* got = nullptr) {
     std::vector<kept_tensor> all = given_up(got);
     if (how_.waste != 0) return all;
@@ -166,8 +179,9 @@ class tensor_model {
   /// And no more than it takes to come down to `bytes`, from what remains now.
   static void require_needed(const std::vector<kept_tensor>& gone, std::size_t remain, std::size_t bytes) {
     if (gone.empty()) return;
-    const auto largest = std::max_element(gone.begin(), gone.end(), [](auto& a, auto& b) { return a.capacity < b.capacity; });
-    ORDERLY_REQUIRE(remain + largest->capacity > bytes);
+    std::size_t largest = 0;
+    for (const kept_tensor& each : gone) largest = std::max(largest, each.capacity);
+    ORDERLY_REQUIRE(remain + largest > bytes);
   }
   /// All of one stream's, and no other.
   void give_up_all_of(std::size_t in) {
@@ -200,8 +214,7 @@ class tensor_model {
     }
     if (!got) return;
     ORDERLY_REQUIRE(got.bytes == wanted.bytes() && got.type == wanted.type() && got.stream == bench_[in]);
-    ORDERLY_REQUIRE(std::equal(got.shape.begin(), got.shape.end(), wanted.shape().begin(), wanted.shape().end()));
-    ORDERLY_REQUIRE(std::equal(got.strides.begin(), got.strides.end(), wanted.strides().begin(), wanted.strides().end()));
+    ORDERLY_REQUIRE(std::ranges::equal(got.shape, wanted.shape()) && std::ranges::equal(got.strides, wanted.strides()));
   }
 
   void hit(const tensor& got, std::vector<kept_tensor>::iterator found, std::size_t layout, std::size_t in,
