@@ -325,8 +325,8 @@ TEST_CASE("a shelf's label changes while threads put and take: what comes off wa
         shelves.label_as(shelf, labels[labelled]);
         if (++change == changes) done.store(true, std::memory_order_relaxed);
       }
-      // Mostly the label that is there. Only this thread puts on its stripe, which is empty then as a rule. So where it is
-      // stopped before it has put, and the label changes, the head's tag alone tells.
+      // Mostly the label that is there. Only this thread puts on its stripe, which is empty then as a rule. So where it
+      // is stopped before it has put, and the label changes, the head's tag alone tells.
       std::size_t label = chosen % 16;
       if (label >= labels.size()) {
         const tensor_shelves::label seen = shelves.look(shelf);

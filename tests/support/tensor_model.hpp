@@ -1,11 +1,10 @@
 /// \file
-/// A sequential model of a tensor cache over a pool with streams: operations on both, and after each the cache's figures
-/// must be the model's. In the model a freed tensor is kept, if it may be, until it is handed out, or is no live block of
-/// the pool any more: it was given up. Then the model tells whether it was the one to go.
+/// A sequential model of a tensor cache over a pool with streams: operations on both, and after each the figures of the
+/// cache must be the model's. In the model a freed tensor is kept, if it may be, until it is handed out, or is no live
+/// block of the pool any more: it was given up. Then the model tells whether it was the one to go.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -28,6 +27,7 @@ namespace orderly::test {
 class tensor_model {
  public:
   struct setup {
+    std::size_t streams;
     std::size_t capacity;  ///< of the pool
     std::size_t limit;     ///< of the cache
     double waste;
@@ -38,13 +38,15 @@ class tensor_model {
       : choices_(choices),
         threads_(threads),
         how_(how),
-        bench_(streams, how.capacity, software_schedule::random, {}, choices.uniform(0, 1000)),
-        cache_(std::in_place, *bench_.tested, tensor_options{.limit = how.limit, .waste = how.waste}) {
+        bench_(how.streams, how.capacity, software_schedule::random, {}, choices.uniform(0, 1000)),
+        cache_(std::in_place, *bench_.tested, tensor_options{.limit = how.limit, .waste = how.waste}),
+        captures_(how.streams),
+        graphs_(how.streams) {
     const auto add = [&](std::initializer_list<std::int64_t> rows, std::int64_t columns, tensor_type type) {
       for (const std::int64_t each : rows) layouts_.emplace_back(tensor_layout({each, columns}, type));
     };
-    // Such as are about as large, in steps within the waste, so that memory may be handed down; some have the same bytes.
-    // They are more than have room beside each other. The last ones are by themselves.
+    // Such as are about as large, in steps within the waste, so that memory may be handed down; some have the same
+    // bytes. They are more than have room beside each other. The last ones are by themselves.
     add({32, 34, 36, 33, 35, 38, 40}, 512, tensor_types::int8);
     add({32, 33, 34, 35}, 256, tensor_types::int16);
     add({32, 33, 34, 35}, 128, tensor_types::int32);
@@ -76,9 +78,9 @@ class tensor_model {
 
   /// Everything comes back.
   void finish() {
-    for (std::size_t in = 0; in < streams; ++in)
+    for (std::size_t in = 0; in < how_.streams; ++in)
       if (captures_[in]) end_capture(in);
-    graphs_ = {};
+    graphs_.clear();
     while (!live_.empty()) free(live_.size() - 1), check();
     while (!blocks_.empty()) free_block(blocks_.size() - 1);
     cache_.reset();
@@ -87,7 +89,6 @@ class tensor_model {
   }
 
  private:
-  static constexpr std::size_t streams = 3;
   static constexpr std::size_t most_live = 60;
 
   struct live_tensor {
@@ -112,7 +113,11 @@ class tensor_model {
     std::size_t in;
   };
 
-  [[nodiscard]] std::size_t any_stream() { return choices_.uniform(0, streams - 1); }
+  /// Often one for which something is kept.
+  [[nodiscard]] std::size_t any_stream() {
+    if (!kept_.empty() && choices_.uniform(0, 1) == 0) return kept_[choices_.uniform(0, kept_.size() - 1)].in;
+    return choices_.uniform(0, how_.streams - 1);
+  }
   /// Mostly one of the first three.
   [[nodiscard]] std::size_t any_layout() {
     return choices_.uniform(0, 3) == 0 ? choices_.uniform(0, layouts_.size() - 1) : choices_.uniform(0, 2);
@@ -315,7 +320,7 @@ class tensor_model {
   }
 
   void begin_or_end_capture() {
-    for (std::size_t in = 0; in < streams; ++in)
+    for (std::size_t in = 0; in < how_.streams; ++in)
       if (captures_[in]) return end_capture(in);
     const std::size_t in = any_stream();
     ORDERLY_REQUIRE(somewhere([&] { return bench_.tested->begin_capture(bench_[in]); }) == error::none);
@@ -382,8 +387,8 @@ class tensor_model {
   std::vector<kept_tensor> kept_;
   std::map<std::pair<std::size_t, std::size_t>, std::uint64_t> used_;  // when, by layout and stream
   std::vector<block> blocks_;
-  std::array<bool, streams> captures_{};
-  std::array<software_graph, streams> graphs_;
+  std::vector<bool> captures_;
+  std::vector<software_graph> graphs_;
   std::size_t wanted_ = most_live;  // so many live ones
   std::uint64_t hits_ = 0;
   std::uint64_t compatible_ = 0;
