@@ -933,9 +933,9 @@ TEST_CASE("threads share tensors: no two have one, every byte comes back, what i
 }
 
 TEST_CASE("of many frees of one handle at once, one succeeds") {
-  pool tested(quiet(64 * mib));
-  tensor_cache cache(tested);
   const std::size_t rounds = scaled(4000);
+  pool tested(quiet(rounds * 4 * kib));  // half of it may be kept: all
+  tensor_cache cache(tested);
   constexpr std::size_t threads = 4;
   cache.free(cache.empty(of_bytes(1000)));  // from now on there is a shelf for it
   std::vector<tensor> all(rounds);
