@@ -190,7 +190,8 @@ class cuda_stream_driver final : public stream_driver {
   }
 
   [[nodiscard]] bool copy(stream_handle stream, void* to, const void* from, std::size_t bytes) noexcept override {
-    const use of(*this, stream);
+    // Virtual memory is the current device's to copy, or nobody's, whichever device the stream is of.
+    const use of(*this, stream, true);
     if (!of.possible() || capture_of(of.handle()) != 0) return false;
     cudaPointerAttributes where{};
     const auto ask = [&] { return cudaPointerGetAttributes(&where, to); };
@@ -201,11 +202,12 @@ class cuda_stream_driver final : public stream_driver {
   }
 
  private:
-  /// A stream for the length of a call. The default streams are those of the current device; the others know theirs.
+  /// A stream for the length of a call. The default streams are those of the current device; the others know theirs, which
+  /// is the current one meanwhile only `on_device`.
   class use {
    public:
-    use(const cuda_stream_driver& driver, stream_handle stream) noexcept : handle_(named(stream)) {
-      if (kind_of(handle_) != stream_kind::created) guard_.emplace(driver.device_);
+    use(const cuda_stream_driver& driver, stream_handle stream, bool on_device = false) noexcept : handle_(named(stream)) {
+      if (on_device || kind_of(handle_) != stream_kind::created) guard_.emplace(driver.device_);
     }
     [[nodiscard]] bool possible() const noexcept { return !guard_ || guard_->holds(); }
     [[nodiscard]] cudaStream_t handle() const noexcept { return handle_; }

@@ -418,7 +418,8 @@ void use_relocation(scene& in, bool safe_mode) {
   step(first.get());
   for (const relocatable each : live) use(each, second.get());  // another stream by now, for the pool
   for (const relocatable each : live) use(each, first.get());
-  static_cast<void>(blocks->end());
+  const std::size_t moves = blocks->end().moves;
+  if (in.planned.at == 0) CHECK(moves > 0);  // else nothing of a move is tried at all
   if (!in.is_over()) {
     blocks.reset();
     return;

@@ -13,6 +13,7 @@
 #include <random>
 #include <set>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cuda/portable.hpp"
@@ -201,6 +202,51 @@ TEST_CASE("threads write and read blocks in their streams while another moves th
   CHECK(tested.synchronize());
   blocks.reset();
   CHECK(tested.stats().memory.allocated == 0);
+}
+
+TEST_CASE("blocks of a device move while another one is the current device") {
+  int devices = 0;
+  REQUIRE(cudaGetDeviceCount(&devices) == cudaSuccess);
+  const int on = devices - 1;
+  if (on == 0) MESSAGE("there is one device: that is the current one");
+  REQUIRE(cudaSetDevice(on) == cudaSuccess);
+  const stream in;
+  const stream copies;
+  const host_array<unsigned char> seen(2);
+  auto source = make_cuda_virtual_source(on, {.bytes = 16 * mib});
+  REQUIRE(source != nullptr);
+  stream_pool tested(std::move(source), make_cuda_stream_driver(on));
+  std::optional<relocatable_stream_blocks> blocks(std::in_place, tested);
+  std::vector<relocatable> live;
+  for (int i = 0; i < 16; ++i) live.push_back(blocks->allocate(256 * kib, in.get()));
+  for (int i = 0; i < 16; ++i) write(*blocks, live[static_cast<std::size_t>(i)], in.get(), i + 1);
+  for (std::size_t i = live.size(); i-- > 0;) {
+    if (i % 8 == 0) continue;
+    CHECK(blocks->deallocate(live[i], in.get()) == error::none);
+    live.erase(live.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  CHECK(tested.synchronize());
+  REQUIRE(cudaSetDevice(0) == cudaSuccess);
+  blocks->begin();
+  CHECK(blocks->step(copies.get()).size() == 1);
+  CHECK_FALSE(blocks->last_step_failed());
+  CHECK(blocks->end().moves == 1);
+  int current = -1;
+  CHECK(cudaGetDevice(&current) == cudaSuccess);
+  CHECK(current == 0);
+  REQUIRE(cudaSetDevice(on) == cudaSuccess);
+  for (std::size_t i = 0; i < live.size(); ++i) {
+    read_ends(*blocks, live[i], copies.get(), seen.at(0));
+    CHECK(cudaStreamSynchronize(copies.get()) == cudaSuccess);
+    CHECK(*seen.at(0) == 8 * i + 1);
+    CHECK(*seen.at(1) == 8 * i + 1);
+    CHECK(blocks->deallocate(live[i], copies.get()) == error::none);
+  }
+  CHECK(tested.synchronize());
+  blocks.reset();
+  CHECK(tested.stats().memory.allocated == 0);
+  REQUIRE(cudaSetDevice(0) == cudaSuccess);
+  CHECK(cudaGetLastError() == cudaSuccess);
 }
 
 TEST_CASE("the driver copies in each kind of memory, behind what is in the stream, and returns at once; not in captures") {

@@ -597,6 +597,9 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   if (kind != cudaMemcpyDefault) return answer(cudaErrorInvalidMemcpyDirection);
+  // It is the current device that copies, whichever the stream is of.
+  for (const void* const end : {static_cast<const void*>(to), from})
+    if (!machine::get().memory().is_reached_by(current_device, end)) return answer(cudaErrorInvalidValue);
   // Between host memory it is not asynchronous at all.
   const bool waits = machine::get().is_on_host(to) && machine::get().is_on_host(from);
   return in_stream("cudaMemcpyAsync", stream, [&](orderly::software_stream& in) {

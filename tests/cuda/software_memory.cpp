@@ -93,7 +93,7 @@ CUresult software_memory::map(CUdeviceptr at, std::size_t bytes, std::size_t off
   const auto place = static_cast<off_t>(found->second.offset);
   if (mmap(pointer(at), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, file_, place) == MAP_FAILED)
     return CUDA_ERROR_OUT_OF_MEMORY;
-  mappings_[at] = {bytes, handle};
+  mappings_[at] = {.bytes = bytes, .of = handle, .accessible = {}};
   ++found->second.mappings;
   count_made(cuda_thing::mapping);
   return CUDA_SUCCESS;
@@ -109,7 +109,10 @@ CUresult software_memory::set_access(CUdeviceptr at, std::size_t bytes, const CU
         access[index].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
       return CUDA_ERROR_INVALID_VALUE;
   }
-  return mprotect(pointer(at), bytes, PROT_READ | PROT_WRITE) == 0 ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+  if (mprotect(pointer(at), bytes, PROT_READ | PROT_WRITE) != 0) return CUDA_ERROR_OUT_OF_MEMORY;
+  for (auto each = first; each != end; ++each)
+    for (std::size_t index = 0; index < count; ++index) each->second.accessible.insert(access[index].location.id);
+  return CUDA_SUCCESS;
 }
 
 CUresult software_memory::unmap(CUdeviceptr at, std::size_t bytes) {
@@ -136,11 +139,22 @@ std::size_t software_memory::physical(int device) {
 
 int software_memory::device_at(const void* address) {
   const std::lock_guard hold(mutex_);
+  const mapping* const found = mapping_with(address);
+  return found == nullptr ? -1 : pieces_.at(found->of).device;
+}
+
+bool software_memory::is_reached_by(int device, const void* address) {
+  const std::lock_guard hold(mutex_);
+  const mapping* const found = mapping_with(address);
+  return found == nullptr || found->accessible.contains(device);
+}
+
+const software_memory::mapping* software_memory::mapping_with(const void* address) const {
   const auto at = reinterpret_cast<CUdeviceptr>(address);
   const auto next = mappings_.upper_bound(at);
-  if (next == mappings_.begin()) return -1;
+  if (next == mappings_.begin()) return nullptr;
   const auto& [start, found] = *std::prev(next);
-  return at < start + found.bytes ? pieces_.at(found.of).device : -1;
+  return at < start + found.bytes ? &found : nullptr;
 }
 
 void software_memory::drop_if_unused(piece_at at) {

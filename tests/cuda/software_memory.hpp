@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <map>
 #include <mutex>
+#include <set>
 
 namespace orderly::test {
 
@@ -34,6 +35,8 @@ class software_memory {
   [[nodiscard]] std::size_t physical(int device);
   /// -1: nothing is mapped there.
   [[nodiscard]] int device_at(const void* address);
+  /// False: it is mapped, and the device has no access.
+  [[nodiscard]] bool is_reached_by(int device, const void* address);
 
  private:
   struct piece {
@@ -46,10 +49,12 @@ class software_memory {
   struct mapping {
     std::size_t bytes = 0;
     CUmemGenericAllocationHandle of{};
+    std::set<int> accessible;  ///< to these devices
   };
   using piece_at = std::map<CUmemGenericAllocationHandle, piece>::iterator;
 
   void drop_if_unused(piece_at at);
+  [[nodiscard]] const mapping* mapping_with(const void* address) const;  ///< null: nothing is mapped there
   /// The whole mappings that make up a range without a gap: the first, and the one behind the last. Both the end: none do.
   using mapping_at = std::map<CUdeviceptr, mapping>::iterator;
   std::pair<mapping_at, mapping_at> whole_mappings(CUdeviceptr at, std::size_t bytes);
