@@ -233,10 +233,10 @@ tensor::tensor(std::shared_ptr<memory> from, std::shared_ptr<tensor_keeper> keep
   else if (overflows || bytes_ > static_cast<std::size_t>(PY_SSIZE_T_MAX))
     raise(PyExc_ValueError, "shape: %zu dimensions of %s come to more bytes than there are addresses", shape_.count(),
           type.name);
-  auto stride = static_cast<Py_ssize_t>(type.bytes());
+  std::size_t stride = type.bytes();  // where a length is 0 it may wrap around, and nobody goes by it
   for (std::size_t i = shape_.count(); i-- > 0;) {
-    shape_.strides()[i] = stride;
-    stride *= std::max<Py_ssize_t>(each[i], 1);
+    shape_.strides()[i] = static_cast<Py_ssize_t>(stride);
+    stride *= static_cast<std::size_t>(std::max<Py_ssize_t>(each[i], 1));
   }
   // Without bytes, or for no stream where there are streams, there is nothing that a cache could keep.
   if (keeper != nullptr && bytes_ != 0 && (stream != memory::settled || !from_->has_streams())) {
