@@ -32,7 +32,8 @@
 /// Order of giving up. Time is counted in misses. Each layout (of one stream) has the time of its last use, a hit or a
 /// free. The layout whose last use is oldest goes first, and of it the tensors which were freed first; of two with the
 /// same time, the one with the lower place in the table. Exactly so while one thread works; a use that comes at the same
-/// instant may be overlooked. Where a table's row of eight layouts is full, a ninth of about the same bytes takes the
+/// instant may be overlooked. A tensor that a request for another layout has found too large counts as freed just then;
+/// without waste there is none. Where a table's row of eight layouts is full, a ninth of about the same bytes takes the
 /// place of the one in the row that was used longest ago, and its tensors with it, where they are compatible.
 ///
 /// Pressure. The pool asks its caches before it refuses an allocation, anybody's, and before it calls the out-of-memory
