@@ -481,6 +481,19 @@ TEST_CASE("threads take and give a few granules as fast as they can: what is los
   }
 }
 
+TEST_CASE("threads take the roots that nobody has used yet: each goes to one of them") {
+  for (std::size_t round = 0; round < scaled(4); ++round) {
+    CAPTURE(round);
+    forest f(virtual_geometry(granule_bytes, 16 * granule_bytes, 100'000 * 16 * granule_bytes, 0));
+    const unsigned order = f.shape.root_order;
+    std::vector<std::atomic<unsigned>> owners(f.shape.nodes(order));
+    run_threads(4, [&](std::size_t) {
+      while (const auto n = f.tree.claim(order)) owners[n->index].fetch_add(1, std::memory_order_relaxed);
+    });
+    CHECK(std::ranges::count_if(owners, [](const auto& each) { return each.load() == 1; }) == std::ssize(owners));
+  }
+}
+
 #if defined(__x86_64__)  // elsewhere no thread is stopped at a chosen instruction
 
 TEST_CASE("a split is stopped at any instruction while another takes what is listed: in the end all free is listed") {

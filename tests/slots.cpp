@@ -311,6 +311,31 @@ TEST_CASE("threads take, give and trim: each slot has one owner, and the books a
   }
 }
 
+TEST_CASE("threads take the slots that nobody has had yet: each goes to one of them") {
+  constexpr std::uint64_t capacity = 64 * 1024;  // chunks
+  constexpr std::uint64_t length = 65;           // of a slot of 128
+  for (std::size_t round = 0; round < scaled(20); ++round) {
+    CAPTURE(round);
+    const auto log = std::make_shared<source_log>();
+    const auto paper = std::make_shared<paper_map>();
+    arena memory(make_paper_source(kib, paper, log), virtual_geometry(kib, chunk, capacity * chunk, 0));
+    slots tested;
+    REQUIRE(memory.open());
+    REQUIRE(tested.open(memory));
+    std::vector<std::atomic<unsigned>> owners(memory.shape().slots[11]);
+    REQUIRE(owners.size() * length > capacity);
+    run_threads(4, [&](std::size_t) {
+      refusal why = refusal::none;
+      while (const auto n = tested.take(11, length, ceiling::hard, why))
+        owners[n->index].fetch_add(1, std::memory_order_relaxed);
+    });
+    CHECK(std::ranges::all_of(owners, [](const auto& each) { return each.load() <= 1; }));
+    CHECK(std::ranges::count_if(owners, [](const auto& each) { return each.load() == 1; }) == capacity / length);
+    CHECK(memory.committed() == capacity / length * length * chunk);
+    ORDERLY_CHECK_CONTRACT(*log);
+  }
+}
+
 TEST_CASE("while memory is held back, threads that take and give shorten no slot") {
   findings found;
   for (std::size_t round = 0; round < scaled(20); ++round) {
