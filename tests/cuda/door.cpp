@@ -151,7 +151,7 @@ TEST_CASE("the calls of each operation") {
   const int sent = 7;
   int arrived = 0;
   CHECK(calls_of([&] { CHECK(driver->copy(fresh.stream, &arrived, &sent, sizeof sent)); }) ==
-        names{"cudaStreamGetCaptureInfo", "cudaPointerGetAttributes", "cudaMemcpyAsync"});
+        names{"cudaGetDevice", "cudaStreamGetCaptureInfo", "cudaPointerGetAttributes", "cudaMemcpyAsync"});
   CHECK(arrived == 7);
 }
 
