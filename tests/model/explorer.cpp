@@ -698,9 +698,24 @@ struct engine {
   }
 
   [[nodiscard]] static std::uint64_t inline_value(const void* at, unsigned bytes) noexcept {
-    std::uint64_t value = 0;
-    std::memcpy(&value, at, bytes);
-    return value;
+    const auto as = [at]<class T>(T value) {
+      std::memcpy(&value, at, sizeof value);
+      return std::uint64_t{value};
+    };
+    switch (bytes) {  // known sizes, or each would be a call
+      case 1: return as(std::uint8_t{});
+      case 2: return as(std::uint16_t{});
+      case 4: return as(std::uint32_t{});
+      default: return as(std::uint64_t{});
+    }
+  }
+  static void set_inline(void* at, unsigned bytes, std::uint64_t value) noexcept {
+    switch (bytes) {
+      case 1: std::memcpy(at, &value, 1); break;
+      case 2: std::memcpy(at, &value, 2); break;
+      case 4: std::memcpy(at, &value, 4); break;
+      default: std::memcpy(at, &value, 8);
+    }
   }
 
   [[nodiscard]] view* new_view() noexcept {
@@ -774,7 +789,7 @@ struct engine {
     const std::uint64_t shows = shown == nullptr ? 0 : shown->sum;
     all_stores += fold(fold(f.history, shows), static_cast<std::uint64_t>(number) * factors[x.id]);
     if (how == order::seq_cst) agree(x, number);
-    std::memcpy(at, &value, bytes);
+    set_inline(at, bytes, value);
   }
 
   [[nodiscard]] bool shows_no_more(view* a, view* b) const noexcept {
@@ -1056,12 +1071,12 @@ std::uint64_t load(const void* at, unsigned bytes, order how, const place& from)
 void store(void* at, unsigned bytes, std::uint64_t value, order how, const place& from) noexcept {
   engine* const e = the;
   if (e == nullptr || !e->exploring) {
-    std::memcpy(at, &value, bytes);
+    engine::set_inline(at, bytes, value);
     return;
   }
   object* const x = e->enter(at, bytes, true);
   if (x == nullptr) {
-    std::memcpy(at, &value, bytes);
+    engine::set_inline(at, bytes, value);
     return;
   }
   const operation now{x, kind::change, how == order::seq_cst};
@@ -1092,7 +1107,7 @@ std::uint64_t modify(void* at, unsigned bytes, change what, std::uint64_t operan
   if (x == nullptr) {
     const std::uint64_t old = engine::inline_value(at, bytes);
     const std::uint64_t value = changed(old, what, operand, bytes);
-    std::memcpy(at, &value, bytes);
+    engine::set_inline(at, bytes, value);
     return old;
   }
   const operation now{x, kind::change, how == order::seq_cst};
@@ -1113,7 +1128,7 @@ bool compare_exchange(void* at, unsigned bytes, std::uint64_t& expected, std::ui
   if (x == nullptr) {
     const std::uint64_t old = engine::inline_value(at, bytes);
     if (old == expected) {
-      std::memcpy(at, &desired, bytes);
+      engine::set_inline(at, bytes, desired);
       return true;
     }
     expected = old;
