@@ -496,48 +496,46 @@ TEST_CASE("threads take the roots that nobody has used yet: each goes to one of 
 
 #if defined(__x86_64__)  // elsewhere no thread is stopped at a chosen instruction
 
-TEST_CASE("a split is stopped at any instruction while another takes what is listed: in the end all free is listed") {
+TEST_CASE("a split is stopped at each instruction while another takes what is listed: in the end all free is listed") {
   if (sanitized) return;
-  constexpr std::size_t rounds = 150;
-  constexpr unsigned stride = 3;  // instructions from one stop to the next
   findings found;
   forest f(flat_range(4));
-  parkable stopped;
-  std::atomic<std::size_t> begun = 0;
-  std::atomic<std::size_t> split = 0;
-  std::atomic<std::size_t> over = 0;
   node mine;
-  std::thread splits([&] {
-    stopped.enter();
-    for (std::size_t round = 1; round <= rounds; ++round) {
-      while (begun.load() != round) std::this_thread::yield();
-      const std::optional<node> all = f.tree.claim(2);
-      found.expect(all.has_value(), "not all came back");
-      if (all) {
-        stopped.park(stride * static_cast<unsigned>(round));
-        mine = f.tree.split(*all, 0);
-      } else {
-        stopped.park(1);
-      }
-      split = round;
-      while (over.load() != round) std::this_thread::yield();
-    }
-    stopped.leave();
-  });
-  for (std::size_t round = 1; round <= rounds; ++round) {
-    stopped.forget();
-    begun = round;
-    while (!stopped.parked()) std::this_thread::yield();
+  stepped splits([&] { mine = f.tree.split(mine, 0); });
+  bool inside = true;
+  for (unsigned steps = 1; inside; ++steps) {
+    const std::optional<node> all = f.tree.claim(2);
+    found.expect(all.has_value(), "not all came back");
+    if (!all) break;
+    mine = *all;
+    inside = splits.stop(steps);
     std::vector<node> taken;
     while (const auto n = f.tree.claim(0)) taken.push_back(*n);
-    stopped.release();
-    while (split.load() != round) std::this_thread::yield();
+    splits.finish();
     expect_listed(f.tree, f.shape, found);
+    if (found.count() != 0) break;
     for (const node& n : taken) f.tree.give(n, whole);
-    if (found.count() == 0) f.tree.give(mine, whole);
-    over = round;
+    f.tree.give(mine, whole);
   }
-  splits.join();
+  ORDERLY_CHECK_FINDINGS(found);
+}
+
+TEST_CASE("a claim meets a hint out of date and is stopped at each instruction while the node is given: it stays listed") {
+  if (sanitized) return;
+  findings found;
+  forest f(flat_range(1));
+  const node only{0, 0};
+  std::optional<node> got;
+  stepped claims([&] { got = f.tree.claim(0); });
+  bool inside = true;
+  for (unsigned steps = 1; inside && found.count() == 0; ++steps) {
+    found.expect(f.tree.claim(only), "it is not free");  // past its list
+    inside = claims.stop(steps);
+    f.tree.give(only, whole);
+    claims.finish();
+    if (got) f.tree.give(*got, whole);
+    expect_listed(f.tree, f.shape, found);
+  }
   ORDERLY_CHECK_FINDINGS(found);
 }
 

@@ -223,6 +223,24 @@ TEST_CASE("what lies in one piece begins where a block would, and ends where a c
   r = tested.report();
   CHECK(r.committed == 17 * chunk);
   CHECK(r.largest_now == 16 * chunk);
+  // Of sixteen, three of the first half and four of the second, no two of which are neighbours: a split keeps the second.
+  tested.trim();
+  allocate(16);
+  for (const std::size_t i : {3UL, 4UL, 5UL, 6UL, 7UL, 8UL, 10UL, 12UL, 14UL}) free(i, i + 1);
+  tested.trim();
+  free(0, 3);
+  for (const std::size_t i : {9UL, 11UL, 13UL, 15UL}) free(i, i + 1);
+  tested.defragment();
+  r = tested.report();
+  CHECK(r.committed == 7 * chunk);
+  CHECK(r.largest_now == chunk);
+  for (const std::size_t count : {1UL, 3UL}) {
+    CAPTURE(count);
+    void* const block = tested.allocate(count * chunk);
+    CHECK((tested.stats().committed == 7 * chunk) == (count == 1));
+    tested.deallocate(block, count * chunk);
+    tested.defragment();
+  }
   // A slot serves what has more than half its chunks.
   o.limit = o.release_threshold = 128 * chunk;
   for (const std::size_t taken : {60UL, 64UL}) {

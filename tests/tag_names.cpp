@@ -127,39 +127,27 @@ TEST_CASE("threads meet at a number, with one name or one each: who comes second
 
 #if defined(__x86_64__)  // elsewhere no thread is stopped at a chosen instruction
 
-TEST_CASE("who registers a name is stopped at any instruction: nobody waits for it") {
+TEST_CASE("who registers a name is stopped at each instruction: nobody waits for it, and its name gets one number") {
   if (sanitized) return;
-  constexpr std::size_t rounds = 300;
-  constexpr unsigned stride = 2;  // instructions from one stop to the next
   tag_names* const names = fresh_names();
-  parkable stopped;
-  std::atomic<std::size_t> begun = 0;
-  std::atomic<std::size_t> over = 0;
-  std::thread registers([&] {
-    stopped.enter();
-    for (std::size_t round = 1; round <= rounds; ++round) {
-      const std::string name = "stopped " + std::to_string(round);
-      while (begun.load() != round) std::this_thread::yield();
-      stopped.park(stride * static_cast<unsigned>(round));
-      static_cast<void>(names->number_of(name));
-      while (over.load() != round) std::this_thread::yield();  // it may be stopped no sooner than here
-    }
-    stopped.leave();
-  });
   findings found;
-  for (std::size_t round = 1; round <= rounds; ++round) {
-    const std::string name = "other " + std::to_string(round);
-    stopped.forget();
-    begun = round;
-    while (!stopped.parked()) std::this_thread::yield();
-    const std::uint16_t number = names->number_of(name);  // for ever, if it waited
+  std::string name;
+  std::uint16_t number = 0;
+  stepped registers([&] { number = names->number_of(name); });
+  unsigned steps = 0;
+  for (bool inside = true; inside && found.count() == 0;) {
+    name = "stopped " + std::to_string(++steps);
+    const std::string other = "other " + std::to_string(steps);
+    inside = registers.stop(steps);
+    const std::uint16_t others = names->number_of(other);  // for ever, if it waited
+    const std::uint16_t seen = names->number_of(name);
+    registers.finish();
+    found.expect(names->name_of(others) == other, other, " has another's number");
     found.expect(names->name_of(number) == name, name, " has another's number");
-    stopped.release();
-    over = round;
+    found.expect(seen == number, name, " has the numbers ", number, " and ", seen);
   }
-  registers.join();
   ORDERLY_CHECK_FINDINGS(found);
-  CHECK(names->count() == 2 + 2 * rounds);
+  CHECK(names->count() == 2 + 2 * steps);
 }
 
 #endif

@@ -14,6 +14,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 
 #include <pthread.h>
 #include <sys/eventfd.h>
@@ -143,6 +144,64 @@ class parkable {
   std::atomic<unsigned> operation_ = 0;
   std::atomic<std::uint64_t> done_ = 0;
 };
+
+#if defined(__x86_64__)  // elsewhere no thread is stopped at a chosen instruction
+
+/// An operation that a thread of its own does as often as another thread asks for it, and that is stopped on the way.
+template <class Operation>
+class stepped {
+ public:
+  explicit stepped(Operation operation) : operation_(std::move(operation)), thread_([this] { work(); }) {}
+  stepped(const stepped&) = delete;
+  stepped& operator=(const stepped&) = delete;
+  ~stepped() {
+    begun_.store(no_more, std::memory_order_release);
+    thread_.join();
+  }
+
+  /// Begins the operation, and returns when it is stopped, `steps` instructions from shortly before it. False: it was over by
+  /// then. finish() must follow.
+  [[nodiscard]] bool stop(unsigned steps) noexcept {
+    self_.forget();
+    steps_ = steps;
+    begun_.store(++round_, std::memory_order_release);
+    while (!self_.parked()) std::this_thread::yield();
+    return self_.where().operation != 0;
+  }
+  /// Lets the operation go on, and returns when it is over.
+  void finish() noexcept {
+    self_.release();
+    while (over_.load(std::memory_order_acquire) != round_) std::this_thread::yield();
+  }
+
+ private:
+  static constexpr std::uint64_t no_more = UINT64_MAX;
+
+  void work() {
+    self_.enter();
+    for (std::uint64_t round = 1;; ++round) {
+      std::uint64_t begun = begun_.load(std::memory_order_acquire);
+      for (; begun < round; begun = begun_.load(std::memory_order_acquire)) std::this_thread::yield();
+      if (begun == no_more) break;
+      self_.begin(1);
+      self_.park(steps_);
+      operation_();
+      self_.end();
+      over_.store(round, std::memory_order_release);
+    }
+    self_.leave();
+  }
+
+  Operation operation_;
+  parkable self_;
+  unsigned steps_ = 0;
+  std::uint64_t round_ = 0;
+  std::atomic<std::uint64_t> begun_ = 0;
+  std::atomic<std::uint64_t> over_ = 0;
+  std::thread thread_;  // last: it uses all the others
+};
+
+#endif
 
 /// Waits until `met()` holds. False: it took longer than that.
 template <class Met>
