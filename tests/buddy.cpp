@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -520,7 +519,7 @@ TEST_CASE("a split is stopped at each instruction while another takes what is li
   ORDERLY_CHECK_FINDINGS(found);
 }
 
-TEST_CASE("a claim meets a hint out of date and is stopped at each instruction while the node is given: it stays listed") {
+TEST_CASE("a claim at a hint out of date is stopped at each instruction while the node is given: it stays listed") {
   if (sanitized) return;
   findings found;
   forest f(flat_range(1));

@@ -132,13 +132,14 @@ struct traffic {
   std::vector<std::pair<void*, std::size_t>> blocks;
 };
 
-/// Would a request of that length find memory in this free block that is committed? The block is halved as far as the request
-/// allows, and each time the half is kept that has more of it, or the first; a slot is not halved, and serves what needs more than
-/// half of it.
-[[nodiscard]] bool serves(const source_log& log, const detail::geometry& shape, const block_info& free, std::size_t length) {
+/// Would a request of that length find memory in this free block that is committed? The block is halved as far as the
+/// request allows, and each time the half is kept that has more of it, or the first; a slot is not halved, and serves
+/// what needs more than half of it.
+[[nodiscard]] bool serves(const source_log& log, const detail::geometry& shape, const block_info& free,
+                          std::size_t length) {
   const auto* at = static_cast<const std::byte*>(free.address);
-  const std::uint64_t granule =
-      static_cast<std::uint64_t>(at - static_cast<const std::byte*>(log.ranges().front().address)) >> shape.granule_shift;
+  const auto* const start = static_cast<const std::byte*>(log.ranges().front().address);
+  const std::uint64_t granule = static_cast<std::uint64_t>(at - start) >> shape.granule_shift;
   if (granule >= shape.tree_granules) {
     unsigned order = shape.top_order;
     while (shape.slot_granule[order] > granule) --order;
@@ -165,8 +166,8 @@ struct traffic {
   return block != nullptr;
 }
 
-/// What is said to fit into what is committed, as it lies, fits into a free block, and no more is served while the source does
-/// nothing. Pre: nothing is cached.
+/// What is said to fit into what is committed, as it lies, fits into a free block, and no more is served while the
+/// source does nothing. Pre: nothing is cached.
 void check_largest(pool& tested, source_log& log, const detail::geometry& shape) {
   const std::size_t largest = tested.report().largest_now;
   const std::size_t length = tested.rounded(largest);
@@ -273,7 +274,7 @@ TEST_CASE("what lies in one piece begins where a block would, and ends where a c
   r = tested.report();
   CHECK(r.committed == 17 * chunk);
   CHECK(r.largest_now == 16 * chunk);
-  // Of sixteen, three of the first half and four of the second, no two of which are neighbours: a split keeps the second.
+  // Of sixteen, three of the first half and four single ones of the second, which is what a split keeps.
   tested.trim();
   allocate(16);
   for (const std::size_t i : {3UL, 4UL, 5UL, 6UL, 7UL, 8UL, 10UL, 12UL, 14UL}) free(i, i + 1);
@@ -814,7 +815,7 @@ TEST_CASE("random heaps: figures add up, the largest request is the largest, the
   }
 }
 
-TEST_CASE("random chunks are committed: the largest request that fits has its memory where a split or a slot gives it") {
+TEST_CASE("random chunks are committed: the largest request that fits lies where a split or a slot gives it") {
   for (std::uint64_t round = 0; round < scaled(400); ++round) {
     CAPTURE(round);
     random_engine random = make_random(2000 + round);

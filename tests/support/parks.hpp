@@ -159,8 +159,8 @@ class stepped {
     thread_.join();
   }
 
-  /// Begins the operation, and returns when it is stopped, `steps` instructions from shortly before it. False: it was over by
-  /// then. finish() must follow.
+  /// Begins the operation, and returns when it is stopped, `steps` instructions from shortly before it. False: it was
+  /// over by then. finish() must follow.
   [[nodiscard]] bool stop(unsigned steps) noexcept {
     self_.forget();
     steps_ = steps;
