@@ -3,7 +3,7 @@
 //   model                          all scenarios, exhaustively, up to the bound of each
 //   --group NAME                   of these files' groups, one
 //   --scenario GROUP/NAME          one
-//   --bound N                      preemptions, and loads of an old value
+//   --bound N                      preemptions, and loads of an old value where the scenario does not say how many
 //   --stale N                      loads of an old value
 //   --random N [--seed S]          instead, N random executions of each
 //   --without sleep|states|both    without these reductions of explorer.hpp
@@ -69,43 +69,63 @@ void on_assertion(const doctest::AssertData& of) {
   return 2;
 }
 
-[[nodiscard]] bool run(const scenario_info& of, const orders& asked) {
+[[nodiscard]] bool is_as_told(const scenario_info& of, const outcome& all) {
+  if (of.of.must_fail && all.failed) std::printf("%s/%s: found, as it must be\n", of.group, of.name);
+  if (of.of.must_fail && !all.failed) std::printf("%s/%s: FAILED: it was not found\n", of.group, of.name);
+  return all.failed == of.of.must_fail;
+}
+
+[[nodiscard]] double seconds_since(std::clock_t begin) {
+  return static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
+}
+
+[[nodiscard]] bool run_at_random(const scenario_info& of, const orders& asked) {
   const std::clock_t begin = std::clock();
-  const auto seconds = [&] { return static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC; };
-  const auto verdict = [&](const outcome& all) {
-    if (of.of.must_fail && all.failed) std::printf("%s/%s: found, as it must be\n", of.group, of.name);
-    if (of.of.must_fail && !all.failed) std::printf("%s/%s: FAILED: it was not found\n", of.group, of.name);
-    return all.failed == of.of.must_fail;
-  };
-  if (asked.random != 0) {
-    const outcome all = sample(of, asked.seed, asked.random);
-    std::printf("%s/%s: %llu random executions from seed %llu, %.2f s\n", of.group, of.name,
-                static_cast<unsigned long long>(all.executions), static_cast<unsigned long long>(asked.seed), seconds());
-    return verdict(all);
-  }
-  const unsigned usual = std::getenv("ORDERLY_TEST_LONG") != nullptr ? of.of.long_bound : of.of.short_bound;
-  const unsigned bound = asked.bound >= 0 ? static_cast<unsigned>(asked.bound) : usual;
-  const unsigned own = of.of.stale == ~0U ? bound : of.of.stale;
-  const unsigned stale = asked.stale >= 0 ? static_cast<unsigned>(asked.stale) : own;
-  limits within{.preemptions = bound, .stale = stale, .sleeping = asked.sleeping, .merging = asked.merging};
-  if (asked.compare) {
-    std::vector<std::uint64_t> with;
-    std::vector<std::uint64_t> without;
-    const outcome reduced = explore(of, within, &with);
-    within.sleeping = within.merging = false;
-    const outcome full = explore(of, within, &without);
-    const bool same = reduced.failed == full.failed && (full.failed || with == without);
-    std::printf("%s/%s: bound %u, old values %u: %zu results of %llu executions, %zu of %llu in full, %.2f s%s\n",
-                of.group, of.name, bound, stale, with.size(), static_cast<unsigned long long>(reduced.executions),
-                without.size(), static_cast<unsigned long long>(full.executions), seconds(),
-                same ? "" : ": FAILED: they differ");
-    return same;
-  }
+  const outcome all = sample(of, asked.seed, asked.random);
+  std::printf("%s/%s: %llu random executions from seed %llu, %.2f s\n", of.group, of.name,
+              static_cast<unsigned long long>(all.executions), static_cast<unsigned long long>(asked.seed),
+              seconds_since(begin));
+  return is_as_told(of, all);
+}
+
+[[nodiscard]] bool compare(const scenario_info& of, limits within) {
+  const std::clock_t begin = std::clock();
+  std::vector<std::uint64_t> with;
+  std::vector<std::uint64_t> without;
+  const outcome reduced = explore(of, within, &with);
+  within.sleeping = within.merging = false;
+  const outcome full = explore(of, within, &without);
+  const bool same = reduced.failed == full.failed && (full.failed || with == without);
+  std::printf("%s/%s: bound %u, old values %u: %zu results of %llu executions, %zu of %llu in full, %.2f s%s\n", of.group,
+              of.name, within.preemptions, within.stale, with.size(), static_cast<unsigned long long>(reduced.executions),
+              without.size(), static_cast<unsigned long long>(full.executions), seconds_since(begin),
+              same ? "" : ": FAILED: they differ");
+  return same;
+}
+
+[[nodiscard]] bool exhaust(const scenario_info& of, const limits& within) {
+  const std::clock_t begin = std::clock();
   const outcome all = explore(of, within);
   std::printf("%s/%s: bound %u, old values %u: %llu executions, %llu cut short, %u objects, %.2f s\n", of.group, of.name,
-              bound, stale, static_cast<unsigned long long>(all.executions), static_cast<unsigned long long>(all.pruned),
-              all.shared, seconds());
-  return verdict(all);
+              within.preemptions, within.stale, static_cast<unsigned long long>(all.executions),
+              static_cast<unsigned long long>(all.pruned), all.shared, seconds_since(begin));
+  return is_as_told(of, all);
+}
+
+[[nodiscard]] bool run(const scenario_info& of, const orders& asked) {
+  if (asked.random != 0) return run_at_random(of, asked);
+  const auto within = [&](unsigned bound, unsigned stale) {
+    if (asked.bound >= 0) bound = static_cast<unsigned>(asked.bound);
+    if (asked.stale >= 0) stale = static_cast<unsigned>(asked.stale);
+    return limits{.preemptions = bound, .stale = stale == ~0U ? bound : stale, .sleeping = asked.sleeping,
+                  .merging = asked.merging};
+  };
+  const traits& usual = of.of;
+  const bool in_full = std::getenv("ORDERLY_TEST_LONG") != nullptr;
+  if (asked.compare) return compare(of, within(usual.short_bound, usual.stale));
+  if (!in_full) return exhaust(of, within(usual.short_bound, usual.stale));
+  if (usual.long_stale == ~0U) return exhaust(of, within(usual.long_bound, usual.stale));
+  return exhaust(of, within(usual.short_bound, usual.stale)) && exhaust(of, within(usual.long_bound, usual.long_stale));
 }
 
 }  // namespace
