@@ -27,6 +27,7 @@ namespace orderly::test {
 struct parking {
   std::uintptr_t instruction = 0;
   unsigned operation = 0;  ///< that begin() told; 0: none
+  bool awaited = false;    ///< await() was called since
 };
 
 /// A thread that can be parked. It calls enter() first and leave() last, and begin() and end() around each operation.
@@ -49,8 +50,16 @@ class parkable {
   void leave() noexcept { mine = nullptr; }
 
   void begin(unsigned operation) noexcept {
+    awaited_ = false;
     operation_.store(operation, std::memory_order_relaxed);
     std::atomic_signal_fence(std::memory_order_seq_cst);  // for the handler, which runs on this thread
+  }
+  /// From here to the end of the calling thread's operation others may rightly wait for it. A plain write, because
+  /// ThreadSanitizer runs handlers in front of atomic operations: none comes between the call and its mark.
+  static void await() noexcept {
+    if (mine == nullptr) return;
+    mine->awaited_ = true;
+    std::atomic_signal_fence(std::memory_order_seq_cst);
   }
   void end() noexcept {
     std::atomic_signal_fence(std::memory_order_seq_cst);
@@ -78,6 +87,11 @@ class parkable {
     const std::uint64_t one = 1;
     while (write(gate_, &one, sizeof one) < 0 && errno == EINTR) {
     }
+  }
+  /// The thread is not parked any more, not even by a signal that is still on its way.
+  void release_for_good() noexcept {
+    open_.store(true, std::memory_order_relaxed);
+    release();  // whoever did not see the gate open finds this
   }
 
  private:
@@ -125,10 +139,10 @@ class parkable {
 
   void stay(void* context) noexcept {
     const int error = errno;
-    where_ = {instruction(*static_cast<ucontext_t*>(context)), operation_.load(std::memory_order_relaxed)};
+    where_ = {instruction(*static_cast<ucontext_t*>(context)), operation_.load(std::memory_order_relaxed), awaited_};
     parked_.store(true, std::memory_order_release);
     std::uint64_t released;
-    while (read(gate_, &released, sizeof released) < 0 && errno == EINTR) {
+    while (!open_.load(std::memory_order_relaxed) && read(gate_, &released, sizeof released) < 0 && errno == EINTR) {
     }
     errno = error;
   }
@@ -138,6 +152,8 @@ class parkable {
   int gate_;
   pthread_t thread_{};
   parking where_;
+  bool awaited_ = false;
+  std::atomic<bool> open_ = false;
   std::atomic<bool> there_ = false;
   std::atomic<bool> parked_ = false;
   std::atomic<unsigned> steps_ = 0;
