@@ -69,8 +69,9 @@ struct traits {
   unsigned long_bound = 4;
   unsigned short_bound = 2;
   unsigned stale = ~0U;         ///< loads that return an old value; ~0: as many as preemptions
-  /// Of the long run, where fewer old values bear more preemptions; it then makes the short one's search as well.
-  unsigned long_stale = ~0U;
+  // Where it bears more preemptions with fewer old values, the long run searches once more:
+  unsigned far_bound = 0;
+  unsigned far_stale = 0;
   bool barrier = true;          ///< the system has an asymmetric barrier
   unsigned barrier_refusals = 0;  ///< so often the system may refuse it
   bool exits = false;           ///< the end of a thread, when it gives its fronts back, is part of its steps

@@ -655,9 +655,10 @@ struct tagged_double_free : of_tags {
 constexpr traits usual{.stale = 1};
 constexpr traits usual_without{.stale = 1, .barrier = false};
 constexpr traits refused{.stale = 1, .barrier_refusals = 2};
-constexpr traits exiting{.long_bound = 3, .stale = 1, .exits = true};
+constexpr traits exiting{.long_bound = 3, .stale = 1, .far_bound = 4, .exits = true};
 constexpr traits small_exiting{.stale = 1, .exits = true};
-constexpr traits three{.threads = 3, .long_bound = 2, .stale = 1};
+constexpr traits three{.threads = 3, .stale = 1};
+constexpr traits three_long{.threads = 3, .long_bound = 2, .stale = 1};
 constexpr traits parked{.stale = 1, .parked = 1};
 constexpr traits parked_long{.long_bound = 2, .stale = 1, .parked = 1};
 
@@ -706,7 +707,7 @@ const registered<soft_limit> h4("growth", "soft-limit", usual);
 
 const registered<one_for_two> i1("history", "one-for-two", usual);
 const registered<pair_or_two> i2("history", "pair-or-two", usual);
-const registered<one_left> i3("history", "one-left", three);
+const registered<one_left> i3("history", "one-left", three_long);
 
 const registered<stopped_in_a_pass> j1("parked", "in-a-pass", parked_long);
 const registered<stopped_at_work> j2("parked", "at-work", parked);

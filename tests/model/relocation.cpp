@@ -710,27 +710,27 @@ const registered<planned_and_taken> d2("relocation", "planned-and-taken");
 // With the barrier a pass shows the step all that came before the plan. What was there before is seen by both loads of
 // the address, and those of the size in between: one, or two in the mutants' copy of the sources.
 const registered<changed_hands> e3("relocation", "changed-hands-without-barrier",
-                                   {.long_bound = 2, .short_bound = 1, .stale = 4, .barrier = false});
-const registered<renamed> e1("relocation", "renamed", {.long_bound = 2});
-const registered<resized> e2("relocation", "resized", {.long_bound = 2, .barrier_refusals = 2});
-const registered<planned_in_use> d1("relocation", "planned-in-use", {.long_bound = 2});
+                                   {.long_bound = 2, .stale = 4, .far_bound = 4, .barrier = false});
+const registered<renamed> e1("relocation", "renamed", {.long_bound = 2, .far_bound = 4});
+const registered<resized> e2("relocation", "resized", {.barrier_refusals = 2});
+const registered<planned_in_use> d1("relocation", "planned-in-use");
 const registered<copied_in_use> f1("relocation", "copied-in-use");
 const registered<one_waits_for_both> f2("relocation", "one-waits-for-both");
 const registered<noted_by_two> f3("relocation", "noted-by-two");
-const registered<copied_and_freed> g1("relocation", "copied-and-freed", {.long_bound = 3});
+const registered<copied_and_freed> g1("relocation", "copied-and-freed");
 const registered<copied_and_freed_twice> g2("relocation", "copied-and-freed-twice");
 const registered<copied_unused> g3("relocation", "copied-unused");
 const registered<copied_in_two> h1("relocation", "copied-in-two");
 const registered<copying_and_using> h3("relocation", "copying-and-using");
-const registered<old_place_taken> h2("relocation", "old-place-taken", {.long_bound = 2});
-const registered<copied_and_released> i1("relocation", "copied-and-released", {.long_bound = 2});
-const registered<released_without_event> i4("relocation", "released-without-event", {.long_bound = 2});
+const registered<old_place_taken> h2("relocation", "old-place-taken", {.long_bound = 2, .far_bound = 3});
+const registered<copied_and_released> i1("relocation", "copied-and-released");
+const registered<released_without_event> i4("relocation", "released-without-event");
 const registered<used_elsewhere> j1("relocation", "used-elsewhere");
 const registered<used_somewhere> j2("relocation", "used-somewhere");
 const registered<copied_by_mark> j3("relocation", "copied-by-mark");
 const registered<copied_to_what_is_used> j4("relocation", "copied-to-what-is-used");
 const registered<freed_without_wait> j5("relocation", "freed-without-wait");
-const registered<idle_before_the_end> j6("relocation", "idle-before-the-end", {.long_bound = 2});
+const registered<idle_before_the_end> j6("relocation", "idle-before-the-end");
 const registered<copier_released> i2("relocation", "copier-released");
 const registered<copied_without_event> i3("relocation", "copied-without-event");
 

@@ -345,9 +345,9 @@ const registered<emptied_in_use> c1("shelves", "emptied-in-use");
 const registered<tensor_freed_twice> d1("tensors", "freed-twice");
 const registered<tensors_taken> d2("tensors", "taken");
 const registered<given_out_at_the_end> d3("tensors", "given-out-at-the-end");
-const registered<used_in_two_streams> f1("tensors", "used-in-two-streams", {.long_bound = 2});
-const registered<kept_for_a_stream> f2("tensors", "kept-for-a-stream", {.long_bound = 2});
-const registered<pressed> e1("tensors", "pressed", {.long_bound = 2});
-const registered<pressed_by_two> e2("tensors", "pressed-by-two", {.long_bound = 2});
+const registered<used_in_two_streams> f1("tensors", "used-in-two-streams", {.long_bound = 2, .far_bound = 4});
+const registered<kept_for_a_stream> f2("tensors", "kept-for-a-stream");
+const registered<pressed> e1("tensors", "pressed", {.long_bound = 2, .far_bound = 4});
+const registered<pressed_by_two> e2("tensors", "pressed-by-two", {.long_bound = 2, .far_bound = 4});
 
 }  // namespace
