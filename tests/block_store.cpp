@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "support/decorated_source.hpp"
 #include "support/failing_source.hpp"
 #include "support/paper_source.hpp"
 #include "support/random.hpp"
@@ -41,27 +42,17 @@ struct live_block {
 };
 
 /// Has something happen whenever the pool asks for memory: what other threads may do meanwhile.
-class interrupted_source final : public memory_source {
+class interrupted_source final : public decorated_source {
  public:
   interrupted_source(std::unique_ptr<memory_source> inner, std::function<void()>& interruption)
-      : inner_(std::move(inner)), interruption_(interruption) {}
+      : decorated_source(std::move(inner)), interruption_(interruption) {}
 
-  [[nodiscard]] std::size_t granularity() const noexcept override { return inner_->granularity(); }
-  [[nodiscard]] bool is_virtual() const noexcept override { return true; }
-  [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
-    return inner_->reserve(bytes, alignment);
-  }
-  void release(void* address, std::size_t bytes) noexcept override { inner_->release(address, bytes); }
   [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
     if (const auto interruption = std::exchange(interruption_, nullptr)) interruption();
-    return inner_->commit(address, bytes);
-  }
-  [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
-    return inner_->decommit(address, bytes);
+    return decorated_source::commit(address, bytes);
   }
 
  private:
-  std::unique_ptr<memory_source> inner_;
   std::function<void()>& interruption_;
 };
 

@@ -31,8 +31,9 @@
 #include "orderly/software_stream.hpp"
 #include "orderly/stream_pool.hpp"
 #include "support/audit.hpp"
-#include "support/random.hpp"
+#include "support/decorated_source.hpp"
 #include "support/process.hpp"
+#include "support/random.hpp"
 #include "support/scale.hpp"
 #include "support/stream_bench.hpp"
 #include "support/threads.hpp"
@@ -148,26 +149,20 @@ class instant_driver final : public stream_driver {
 [[nodiscard]] stream_handle named(std::uintptr_t number) { return reinterpret_cast<stream_handle>(64 * number); }
 
 /// A source on top of another pool, with a door in decommit().
-class upstream_source final : public memory_source {
+class upstream_source final : public decorated_source {
  public:
   explicit upstream_source(pool& upstream) : upstream_(upstream) {}
-  std::size_t granularity() const noexcept override { return 4096; }
   std::size_t preferred_chunk() const noexcept override { return 64 * kib; }
   std::size_t capacity() const noexcept override { return mib; }
-  bool is_virtual() const noexcept override { return true; }
-  void* reserve(std::size_t bytes, std::size_t alignment) noexcept override { return inner_->reserve(bytes, alignment); }
-  void release(void* address, std::size_t bytes) noexcept override { inner_->release(address, bytes); }
-  bool commit(void* address, std::size_t bytes) noexcept override { return inner_->commit(address, bytes); }
   bool decommit(void* address, std::size_t bytes) noexcept override {
     if (inside) inside();
     upstream_.trim();
-    return inner_->decommit(address, bytes);
+    return decorated_source::decommit(address, bytes);
   }
   static inline std::function<void()> inside;
 
  private:
   pool& upstream_;
-  std::unique_ptr<memory_source> inner_ = make_host_source();
 };
 
 }  // namespace
@@ -366,23 +361,15 @@ TEST_CASE("a fork meets a pass whose source is another pool's: neither waits for
 
 TEST_CASE("a request of the child does not wait for a thread of the parent that was in the source") {
   static std::atomic<bool> inside, open;
-  class slow_source final : public memory_source {
+  class slow_source final : public decorated_source {
    public:
-    std::size_t granularity() const noexcept override { return 4096; }
     std::size_t preferred_chunk() const noexcept override { return 64 * kib; }
     std::size_t capacity() const noexcept override { return mib; }
-    bool is_virtual() const noexcept override { return true; }
-    void* reserve(std::size_t bytes, std::size_t alignment) noexcept override { return inner_->reserve(bytes, alignment); }
-    void release(void* address, std::size_t bytes) noexcept override { inner_->release(address, bytes); }
     bool commit(void* address, std::size_t bytes) noexcept override {
       if (!inside.exchange(true))
         while (!open.load()) std::this_thread::yield();
-      return inner_->commit(address, bytes);
+      return decorated_source::commit(address, bytes);
     }
-    bool decommit(void* address, std::size_t bytes) noexcept override { return inner_->decommit(address, bytes); }
-
-   private:
-    std::unique_ptr<memory_source> inner_ = make_host_source();
   };
   static std::atomic<bool> stopped;
   pool tested(std::make_unique<slow_source>(), options{.capacity = mib});

@@ -11,6 +11,7 @@
 
 #include "orderly/software_stream.hpp"
 #include "orderly/stream_pool.hpp"
+#include "support/decorated_source.hpp"
 #include "support/stream_bench.hpp"
 
 using namespace orderly;
@@ -30,27 +31,14 @@ class listening_observer final : public block_observer {
 };
 
 /// Host memory whose blocks somebody is told of.
-class observed_source final : public memory_source {
+class observed_source final : public decorated_source {
  public:
   explicit observed_source(listening_observer& by) : by_(by) {}
-  [[nodiscard]] std::size_t granularity() const noexcept override { return inner_->granularity(); }
-  [[nodiscard]] std::size_t capacity() const noexcept override { return inner_->capacity(); }
-  [[nodiscard]] bool is_virtual() const noexcept override { return true; }
+  [[nodiscard]] std::size_t preferred_chunk() const noexcept override { return granularity(); }
   [[nodiscard]] block_observer* observer() noexcept override { return &by_; }
-  [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
-    return inner_->reserve(bytes, alignment);
-  }
-  void release(void* address, std::size_t bytes) noexcept override { inner_->release(address, bytes); }
-  [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
-    return inner_->commit(address, bytes);
-  }
-  [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
-    return inner_->decommit(address, bytes);
-  }
 
  private:
   listening_observer& by_;
-  std::unique_ptr<memory_source> inner_ = make_host_source();
 };
 
 }  // namespace

@@ -24,6 +24,7 @@
 #include "orderly/source.hpp"
 #include "orderly/stream_pool.hpp"
 #include "support/audit.hpp"
+#include "support/decorated_source.hpp"
 #include "support/instructions.hpp"
 #include "support/oracles.hpp"
 #include "support/parks.hpp"
@@ -361,32 +362,17 @@ class worker {
 
 /// The host's memory. Whoever calls it, and is parked before the end of its operation, may be what others wait for: the
 /// library bears a thread that is in the source for as long as that takes.
-class watched_source final : public memory_source {
+class watched_source final : public decorated_source {
  public:
-  [[nodiscard]] std::size_t granularity() const noexcept override { return host_->granularity(); }
-  [[nodiscard]] std::size_t preferred_chunk() const noexcept override { return host_->preferred_chunk(); }
-  [[nodiscard]] bool is_virtual() const noexcept override { return host_->is_virtual(); }
-  [[nodiscard]] bool is_host_memory() const noexcept override { return host_->is_host_memory(); }
-  [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
-    return host_->reserve(bytes, alignment);
-  }
-  void release(void* address, std::size_t bytes) noexcept override { host_->release(address, bytes); }
+  [[nodiscard]] bool is_host_memory() const noexcept override { return true; }
   [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
     parkable::await();
-    return host_->commit(address, bytes);
-  }
-  [[nodiscard]] bool commit_together(void* address, std::size_t bytes) noexcept override {
-    parkable::await();
-    return host_->commit_together(address, bytes);
+    return decorated_source::commit(address, bytes);
   }
   [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
     parkable::await();
-    return host_->decommit(address, bytes);
+    return decorated_source::decommit(address, bytes);
   }
-  void why_refused(char* text, std::size_t bytes) const noexcept override { host_->why_refused(text, bytes); }
-
- private:
-  std::unique_ptr<memory_source> host_ = make_host_source();
 };
 
 /// A pool, and work on it while threads are parked.

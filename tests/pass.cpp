@@ -19,6 +19,7 @@
 
 #include "orderly/pool.hpp"
 #include "support/audit.hpp"
+#include "support/decorated_source.hpp"
 #include "support/failing_source.hpp"
 #include "support/oracles.hpp"
 #include "support/random.hpp"
@@ -98,52 +99,37 @@ struct controls {
 };
 
 /// Host memory under control.
-class gated_source final : public memory_source {
+class gated_source final : public decorated_source {
  public:
   explicit gated_source(controls& by) : by_(by) {}
 
-  [[nodiscard]] std::size_t granularity() const noexcept override { return inner_->granularity(); }
-  [[nodiscard]] std::size_t preferred_chunk() const noexcept override { return inner_->preferred_chunk(); }
-  [[nodiscard]] bool is_virtual() const noexcept override { return true; }
-  [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
-    return inner_->reserve(bytes, alignment);
-  }
-  void release(void* address, std::size_t bytes) noexcept override { inner_->release(address, bytes); }
   [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
     const bool stopped = by_.commits.pass();
     ++by_.commit_calls;
     by_.committed_bytes += bytes;
-    return !(stopped && by_.refuse_stopped) && inner_->commit(address, bytes);
+    return !(stopped && by_.refuse_stopped) && decorated_source::commit(address, bytes);
   }
   [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
     by_.decommits.pass();
-    return inner_->decommit(address, bytes);
+    return decorated_source::decommit(address, bytes);
   }
 
  private:
   controls& by_;
-  std::unique_ptr<memory_source> inner_ = make_host_source();
 };
 
 /// Host memory that tells a signal's handler whether its thread is in there.
-class told_source final : public memory_source {
+class told_source final : public decorated_source {
  public:
   static inline thread_local std::atomic<bool> in_call = false;
 
-  [[nodiscard]] std::size_t granularity() const noexcept override { return inner_->granularity(); }
-  [[nodiscard]] std::size_t preferred_chunk() const noexcept override { return inner_->preferred_chunk(); }
-  [[nodiscard]] bool is_virtual() const noexcept override { return true; }
-  [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
-    return inner_->reserve(bytes, alignment);
-  }
-  void release(void* address, std::size_t bytes) noexcept override { inner_->release(address, bytes); }
   [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
     const call here;
-    return inner_->commit(address, bytes);
+    return decorated_source::commit(address, bytes);
   }
   [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
     const call here;
-    return inner_->decommit(address, bytes);
+    return decorated_source::decommit(address, bytes);
   }
 
  private:
@@ -153,8 +139,6 @@ class told_source final : public memory_source {
     call& operator=(const call&) = delete;
     ~call() { in_call.store(false, std::memory_order_relaxed); }
   };
-
-  std::unique_ptr<memory_source> inner_ = make_host_source();
 };
 
 /// A few blocks of one size live at a time, then a few of another, and so on. Sizes above a root: memory that is free

@@ -27,6 +27,7 @@
 #include "orderly/stream_pool.hpp"
 #include "orderly/tag.hpp"
 #include "support/audit.hpp"
+#include "support/decorated_source.hpp"
 #include "support/failing_source.hpp"
 #include "support/random.hpp"
 #include "support/scale.hpp"
@@ -550,31 +551,23 @@ TEST_CASE("what a graph keeps") {
 }
 
 TEST_CASE("a source that refuses: what it says, and how much the limit leaves") {
-  class poor_source final : public memory_source {
+  class poor_source final : public decorated_source {
    public:
-    [[nodiscard]] std::size_t granularity() const noexcept override { return inner_->granularity(); }
-    [[nodiscard]] std::size_t preferred_chunk() const noexcept override { return inner_->preferred_chunk(); }
-    [[nodiscard]] bool is_virtual() const noexcept override { return true; }
     [[nodiscard]] bool is_host_memory() const noexcept override { return true; }
-    [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
-      return inner_->reserve(bytes, alignment);
-    }
-    void release(void* address, std::size_t bytes) noexcept override { inner_->release(address, bytes); }
     [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
       if (committed_ + bytes > 4 * mib) return false;
       committed_ += bytes;
-      return inner_->commit(address, bytes);
+      return decorated_source::commit(address, bytes);
     }
     void why_refused(char* text, std::size_t bytes) const noexcept override {
       std::snprintf(text, bytes, "cuMemCreate: out of memory, after %zu bytes%s", committed_, std::string(1000, '!').c_str());
     }
     [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
       committed_ -= bytes;
-      return inner_->decommit(address, bytes);
+      return decorated_source::decommit(address, bytes);
     }
 
    private:
-    std::unique_ptr<memory_source> inner_ = make_host_source();
     std::size_t committed_ = 0;
   };
   pool tested(std::make_unique<poor_source>(), bounded(64 * mib, 32 * mib));

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "orderly/source.hpp"
+#include "support/decorated_source.hpp"
 
 namespace orderly::test {
 
@@ -64,27 +64,17 @@ class last_uses {
 };
 
 /// A virtual source that looks at each decommit whether the memory is in use.
-class last_uses_source final : public memory_source {
+class last_uses_source final : public decorated_source {
  public:
-  last_uses_source(std::unique_ptr<memory_source> inner, last_uses& of) : inner_(std::move(inner)), of_(of) {}
+  last_uses_source(std::unique_ptr<memory_source> inner, last_uses& of)
+      : decorated_source(std::move(inner)), of_(of) {}
 
-  [[nodiscard]] std::size_t granularity() const noexcept override { return inner_->granularity(); }
-  [[nodiscard]] std::size_t preferred_chunk() const noexcept override { return inner_->preferred_chunk(); }
-  [[nodiscard]] bool is_virtual() const noexcept override { return true; }
-  [[nodiscard]] void* reserve(std::size_t bytes, std::size_t alignment) noexcept override {
-    return inner_->reserve(bytes, alignment);
-  }
-  void release(void* address, std::size_t bytes) noexcept override { inner_->release(address, bytes); }
-  [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
-    return inner_->commit(address, bytes);
-  }
   [[nodiscard]] bool decommit(void* address, std::size_t bytes) noexcept override {
     if (!of_.take(address, bytes).empty()) ++of_.torn_away_;
-    return inner_->decommit(address, bytes);
+    return decorated_source::decommit(address, bytes);
   }
 
  private:
-  std::unique_ptr<memory_source> inner_;
   last_uses& of_;
 };
 
