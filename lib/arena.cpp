@@ -50,7 +50,7 @@ std::optional<std::uint64_t> arena::offset(const void* pointer) const noexcept {
   return offset;
 }
 
-refusal arena::charge(std::size_t bytes, ceiling up_to) noexcept {
+refusal arena::charge(std::size_t bytes, ceiling up_to, std::size_t& reached) noexcept {
   const std::size_t soft = up_to == ceiling::soft ? soft_limit() : shape_.limit;
   // Whoever is refused sees what those did before who have charged: press() finds them at work, and they may yet refund. All
   // changes of the sum are read-modify-writes, so whichever is read goes on the charges' release sequences.
@@ -59,13 +59,14 @@ refusal arena::charge(std::size_t bytes, ceiling up_to) noexcept {
     if (now + bytes > shape_.limit) return refusal::hard_limit;
     if (now + bytes > soft) return refusal::soft_limit;
   } while (!committed_.compare_exchange_weak(now, now + bytes, release, acquire));
+  reached = now + bytes;
   return refusal::none;
 }
 
-/// After a commit that the source granted.
-void arena::note_peak() noexcept {
-  const std::size_t reached = committed_.load(relaxed);  // figures
-  std::size_t peak = peak_committed_.load(relaxed);
+/// After a commit that the source granted, with the sum that its charge has reached: by now others may have refunded. Of all
+/// that lies committed at a time somebody charged last, to a sum that all of it is part of, and notes that.
+void arena::note_peak(std::size_t reached) noexcept {
+  std::size_t peak = peak_committed_.load(relaxed);  // figures
   while (peak < reached && !peak_committed_.compare_exchange_weak(peak, reached, relaxed, relaxed)) {
   }
 }
@@ -76,7 +77,8 @@ refusal arena::commit(node n, std::uint64_t granules, ceiling up_to) noexcept {
   const chunk_mask missing = wanted & ~chunks_.committed(n, wanted);
   if (missing == 0) return refusal::none;
   const std::size_t bytes = static_cast<std::size_t>(std::popcount(missing)) * shape_.chunk_bytes();
-  if (const refusal refused = charge(bytes, up_to); refused != refusal::none) return refused;
+  std::size_t reached = 0;
+  if (const refusal refused = charge(bytes, up_to, reached); refused != refusal::none) return refused;
 
   std::byte* const root = base_ + shape_.bytes(n.granule() >> shape_.root_order << shape_.root_order);
   const auto range = [&](unsigned first) { return root + first * shape_.chunk_bytes(); };
@@ -85,12 +87,13 @@ refusal arena::commit(node n, std::uint64_t granules, ceiling up_to) noexcept {
   });
   if (done == missing) {
     chunks_.set(n, missing);
-    note_peak();
+    note_peak(reached);
     return refusal::none;
   }
   // Half done: undo it. What cannot be undone stays committed and accounted for, and serves the next taker.
-  refund(static_cast<std::size_t>(std::popcount(missing & ~done)) * shape_.chunk_bytes());
-  if (done != 0) note_peak();
+  const std::size_t refused = static_cast<std::size_t>(std::popcount(missing & ~done)) * shape_.chunk_bytes();
+  refund(refused);
+  if (done != 0) note_peak(reached - refused);
   const chunk_mask undone = each_run(done, [&](unsigned first, unsigned count) {
     return into_source().decommit(range(first), count * shape_.chunk_bytes());
   });
@@ -116,9 +119,10 @@ std::size_t arena::decommit(node n, std::uint64_t most) noexcept {
 refusal arena::commit(node n, std::uint64_t from, std::uint64_t to, ceiling up_to) noexcept {
   if (from >= to) return refusal::none;
   const std::size_t bytes = (to - from) * shape_.chunk_bytes();
-  if (const refusal refused = charge(bytes, up_to); refused != refusal::none) return refused;
+  std::size_t reached = 0;
+  if (const refusal refused = charge(bytes, up_to, reached); refused != refusal::none) return refused;
   if (into_source().commit_together(base_ + shape_.bytes(shape_.granule(n)) + from * shape_.chunk_bytes(), bytes)) {
-    note_peak();
+    note_peak(reached);
     return refusal::none;
   }
   refund(bytes);

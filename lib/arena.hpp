@@ -114,8 +114,8 @@ class arena {
   void set_soft_limit(std::size_t bytes) noexcept { soft_limit_.store(bytes, relaxed); }  // advice, no hand-over
 
  private:
-  [[nodiscard]] refusal charge(std::size_t bytes, ceiling up_to) noexcept;
-  void note_peak() noexcept;
+  [[nodiscard]] refusal charge(std::size_t bytes, ceiling up_to, std::size_t& reached) noexcept;
+  void note_peak(std::size_t reached) noexcept;
   void refund(std::size_t bytes) noexcept { committed_.fetch_sub(bytes, relaxed); }  // a sum; nothing is published
 
   /// The source, for one call, which is counted.

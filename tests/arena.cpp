@@ -7,9 +7,12 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "support/decorated_source.hpp"
 #include "support/failing_source.hpp"
 #include "support/last_one.hpp"
 #include "support/paper_source.hpp"
@@ -168,6 +171,51 @@ TEST_CASE("the limits: what would exceed them changes nothing, and says which") 
   CHECK(memory.committed() == 0);
   CHECK(memory.peak_committed() == 10 * chunk);
   watched.check_books();
+}
+
+TEST_CASE("the peak has what lay committed at once, though others give back before a commit returns") {
+  class source final : public decorated_source {
+   public:
+    source(std::unique_ptr<memory_source> inner, std::function<void()>& then)
+        : decorated_source(std::move(inner)), then_(then) {}
+    [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
+      const bool done = decorated_source::commit(address, bytes);
+      if (const auto then = std::exchange(then_, nullptr)) then();
+      return done;
+    }
+
+   private:
+    std::function<void()>& then_;
+  };
+  const auto log = std::make_shared<source_log>();
+  std::function<void()> then;
+  arena memory(std::make_unique<source>(make_paper_source(kib, std::make_shared<paper_map>(), log), then),
+               virtual_geometry(kib, chunk, 128 * chunk, 128 * chunk));
+  REQUIRE(memory.open());
+  const node slot = watched_arena::slot();
+  const auto chunk_node = watched_arena::chunk_node;
+  CHECK(memory.commit(chunk_node(0), 16, ceiling::hard) == refusal::none);
+  then = [&] { CHECK(memory.decommit(chunk_node(0)) == chunk); };
+  CHECK(memory.commit(chunk_node(1), 16, ceiling::hard) == refusal::none);
+  CHECK(log->peak_committed() == 2 * chunk);
+  CHECK(memory.peak_committed() == 2 * chunk);
+
+  then = [&] { CHECK(memory.decommit(chunk_node(1)) == chunk); };
+  CHECK(memory.commit(slot, 0, 2, ceiling::hard) == refusal::none);
+  CHECK(memory.peak_committed() == 3 * chunk);
+
+  // Of two ranges the source refuses the second; the first lay committed.
+  CHECK(memory.commit(chunk_node(5), 16, ceiling::hard) == refusal::none);
+  then = [&] {
+    CHECK(memory.decommit(slot, 0, 2));
+    log->refuse(call::commit, 1);
+  };
+  CHECK(memory.commit(node{1, 6}, 64, ceiling::hard) == refusal::source);
+  CHECK(memory.committed() == chunk);
+  CHECK(log->peak_committed() == 4 * chunk);
+  CHECK(memory.peak_committed() == 4 * chunk);
+  ORDERLY_CHECK_CONTRACT(*log);
+  CHECK(memory.decommit(chunk_node(5)) == chunk);
 }
 
 TEST_CASE("whichever call the source refuses, a commit that fails changes nothing") {

@@ -3,6 +3,7 @@
 /// is watched, and a commit is refused in some executions where a scenario wants it.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -20,6 +21,7 @@ struct source_book {
   unsigned refusals = 0;    ///< commits that may yet be refused
   bool decommits = true;    ///< or they are refused, all of them
   std::size_t committed = 0;  ///< bytes
+  std::size_t peak = 0;       ///< of these
   std::vector<bool> units;
 };
 
@@ -60,6 +62,7 @@ class paper final : public memory_source {
       book_.units[i] = committed;
     }
     book_.committed = committed ? book_.committed + bytes : book_.committed - bytes;
+    book_.peak = std::max(book_.peak, book_.committed);
   }
 
   source_book& book_;

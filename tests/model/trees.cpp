@@ -530,6 +530,28 @@ struct last_chunk : scenario {
   void check() override { ORDERLY_EXPECT(got[0] != got[1], "the chunk is lent to %s", got[0] ? "both" : "nobody"); }
 };
 
+/// One commits while another gives back: the peak has all that the source had at a time.
+struct peak : scenario {
+  source_book book;
+  geometry shape = virtual_geometry(granule, 2 * granule, 16 * granule, 4 * granule);
+  arena memory{std::make_unique<paper>(book, 2 * granule, 16 * granule), shape};
+  peak() {
+    ORDERLY_EXPECT(memory.open(), "no memory");
+    ORDERLY_EXPECT(memory.commit({0, 1}, 2, ceiling::hard) == refusal::none, "refused");
+  }
+  void thread(unsigned self) override {
+    if (self == 0)
+      static_cast<void>(memory.decommit({0, 1}));
+    else
+      ORDERLY_EXPECT(memory.commit({1, 1}, 2, ceiling::hard) == refusal::none, "refused, below the limit");
+  }
+  void check() override {
+    ORDERLY_EXPECT(book.peak <= memory.peak_committed(), "%zu bytes lay committed, and the peak is said to be %zu", book.peak,
+                   memory.peak_committed());
+    ORDERLY_EXPECT(book.committed == memory.committed(), "the account is wrong");
+  }
+};
+
 constexpr traits long_ones{.stale = 1};
 const registered<grow> i1("store", "grow", long_ones);
 const registered<grow_to_the_limit> i2("store", "grow-to-the-limit", long_ones);
@@ -539,6 +561,7 @@ const registered<rollback_of_two_ranges> i9("store", "rollback-of-two-ranges", l
 const registered<trim_against_take> i5("store", "trim-against-take", long_ones);
 const registered<trim_refused> i6("store", "trim-refused", long_ones);
 const registered<small_and_large> i7("store", "small-and-large");
+const registered<peak> i11("store", "peak");
 
 /// The words of a division, in the order of lib/divide.cpp: a block of four granules becomes two live parts, the second and
 /// the last, and free memory. Meanwhile another finds the last part, as soon as it is there, and frees it.
