@@ -4,11 +4,13 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -71,6 +73,21 @@ struct watched_arena {
   std::shared_ptr<source_log> log = std::make_shared<source_log>();
   std::shared_ptr<paper_map> paper = std::make_shared<paper_map>();
   arena memory;
+};
+
+/// Has something happen when it has committed, before the arena knows.
+class followed_source final : public decorated_source {
+ public:
+  followed_source(std::unique_ptr<memory_source> inner, std::function<void()>& then)
+      : decorated_source(std::move(inner)), then_(then) {}
+  [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
+    const bool done = decorated_source::commit(address, bytes);
+    if (const auto then = std::exchange(then_, nullptr)) then();
+    return done;
+  }
+
+ private:
+  std::function<void()>& then_;
 };
 
 std::size_t runs(std::uint64_t mask) { return static_cast<std::size_t>(std::popcount(mask & ~(mask << 1))); }
@@ -174,22 +191,9 @@ TEST_CASE("the limits: what would exceed them changes nothing, and says which") 
 }
 
 TEST_CASE("the peak has what lay committed at once, though others give back before a commit returns") {
-  class source final : public decorated_source {
-   public:
-    source(std::unique_ptr<memory_source> inner, std::function<void()>& then)
-        : decorated_source(std::move(inner)), then_(then) {}
-    [[nodiscard]] bool commit(void* address, std::size_t bytes) noexcept override {
-      const bool done = decorated_source::commit(address, bytes);
-      if (const auto then = std::exchange(then_, nullptr)) then();
-      return done;
-    }
-
-   private:
-    std::function<void()>& then_;
-  };
   const auto log = std::make_shared<source_log>();
   std::function<void()> then;
-  arena memory(std::make_unique<source>(make_paper_source(kib, std::make_shared<paper_map>(), log), then),
+  arena memory(std::make_unique<followed_source>(make_paper_source(kib, std::make_shared<paper_map>(), log), then),
                virtual_geometry(kib, chunk, 128 * chunk, 128 * chunk));
   REQUIRE(memory.open());
   const node slot = watched_arena::slot();
@@ -364,6 +368,35 @@ TEST_CASE("threads commit and decommit chunks of one root; the limit holds, and 
     const std::size_t left = watched.log->committed();
     CHECK(watched.memory.decommit(watched.root(0)) == left);
     CHECK(watched.memory.committed() == 0);
+  }
+}
+
+TEST_CASE("one commits while another gives back: the peak has all that the source had at a time") {
+  for (std::size_t round = 0; round < scaled(200); ++round) {
+    std::atomic<bool> there = false;
+    std::atomic<bool> gone = false;
+    std::function<void()> then;
+    const auto log = std::make_shared<source_log>();
+    arena memory(std::make_unique<followed_source>(make_paper_source(kib, std::make_shared<paper_map>(), log), then),
+                 virtual_geometry(kib, chunk, 128 * chunk, 128 * chunk));
+    REQUIRE(memory.open());
+    REQUIRE(memory.commit(watched_arena::chunk_node(0), 16, ceiling::hard) == refusal::none);
+    then = [&] {
+      there = true;
+      while (!gone) std::this_thread::yield();
+    };
+    run_threads(2, [&](std::size_t self) {
+      if (self == 0) {
+        static_cast<void>(memory.commit(watched_arena::chunk_node(1), 16, ceiling::hard));
+      } else {
+        while (!there) std::this_thread::yield();
+        static_cast<void>(memory.decommit(watched_arena::chunk_node(0)));
+        gone = true;
+      }
+    });
+    CHECK(memory.peak_committed() == log->peak_committed());
+    CHECK(memory.decommit(watched_arena::chunk_node(1)) == chunk);
+    ORDERLY_CHECK_CONTRACT(*log);
   }
 }
 
