@@ -22,7 +22,8 @@ struct statistics {
   std::size_t peak_requested = 0;  ///< highest requested. Exact while one thread works; between threads it may be off
                                    ///< by what they have not published yet: 64 KiB or 1/128 of the peak each, and up to
                                    ///< 16 MiB of one whose memory goes up and down by as much all the time
-  std::size_t peak_committed = 0;  ///< highest committed, exact
+  std::size_t peak_committed = 0;  ///< highest committed: never less than what the source had granted at a time, and
+                                   ///< more only by what it refused to another thread at that moment
   std::size_t capacity = 0;        ///< options::capacity as rounded
   std::size_t limit = 0;           ///< options::limit as rounded
   std::uint64_t allocations = 0;   ///< successful allocations
