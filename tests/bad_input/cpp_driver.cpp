@@ -10,7 +10,9 @@ namespace orderly::test {
 
 namespace {
 
-constexpr std::align_val_t buffer_alignment{1 << 20};
+/// A fixed buffer begins at an odd multiple of this, wherever the system places it: a case asks for more.
+constexpr std::size_t buffer_alignment = std::size_t{1} << 20;
+constexpr std::align_val_t block_alignment{2 * buffer_alignment};
 
 class source_of_unknown_capacity final : public memory_source {
  public:
@@ -25,7 +27,7 @@ class source_of_unknown_capacity final : public memory_source {
 }  // namespace
 
 void cpp_driver::aligned_delete::operator()(std::byte* bytes) const noexcept {
-  ::operator delete[](bytes, buffer_alignment);
+  ::operator delete[](bytes, block_alignment);
 }
 
 void cpp_driver::use(const std::string& kind, const pool_settings& settings) {
@@ -50,8 +52,8 @@ options cpp_driver::options_of(const pool_settings& settings) const {
 
 std::unique_ptr<memory_source> cpp_driver::make_source() {
   if (kind_ != "fixed_buffer") return make_host_source();
-  buffers_.emplace_back(new (buffer_alignment) std::byte[capacity]);
-  return make_fixed_buffer_source(buffers_.back().get(), capacity);
+  buffers_.emplace_back(new (block_alignment) std::byte[buffer_alignment + capacity]);
+  return make_fixed_buffer_source(buffers_.back().get() + buffer_alignment, capacity);
 }
 
 pool& cpp_driver::plain(const std::string& name) {

@@ -48,6 +48,15 @@ def size_of(value):
     return apply()
 
 
+def buffer_at_odd_page(size):
+    """Memory aligned to one page and no more, wherever the system places it: a case asks for more."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + page)
+    at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    start = 0 if at // page % 2 else page
+    return memoryview(memory)[start:start + size]
+
+
 class Scene:
     """One case."""
 
@@ -73,7 +82,7 @@ class Scene:
             if self.kind == 'streams':
                 self.pools[name] = orderly.MemoryPool(streams=self.device, **self.options)
             elif self.kind == 'fixed_buffer':
-                self.pools[name] = orderly.BuddyAllocator(buffer=mmap.mmap(-1, CAPACITY), **self.options)
+                self.pools[name] = orderly.BuddyAllocator(buffer=buffer_at_odd_page(CAPACITY), **self.options)
             else:
                 self.pools[name] = orderly.BuddyAllocator(**self.options)
         return self.pools[name]
