@@ -99,8 +99,8 @@ struct view {
 
 struct message {
   std::uint64_t value;
-  view* shown;          ///< null: nothing
-  std::uint64_t event;  ///< a hash of who wrote it, and of all that happened before
+  view* shown;         ///< null: nothing
+  std::uint64_t past;  ///< a hash of all that who acquires it learns of; 0: nothing
 };
 
 /// An object that threads operate on.
@@ -258,7 +258,7 @@ struct fiber {
   view* seen = nullptr;
   std::uint64_t operations = 0;
   std::uint64_t steps = 0;
-  std::uint64_t history = 0;  ///< a hash of all that it has learnt from others, in order
+  std::uint64_t history = 0;  ///< a hash of all that it has learnt, in order
   std::uint64_t values = 0;   ///< of the values alone
 
   [[nodiscard]] bool stopped() const noexcept {
@@ -352,7 +352,8 @@ struct engine {
   unsigned stale = 0;
   std::uint64_t total = 0;
   std::uint64_t ticks = 0;
-  std::uint64_t all_stores = 0;  ///< a sum over all stores
+  std::uint64_t all_stores = 0;     ///< a sum over all stores
+  std::uint64_t newest_stores = 0;  ///< over each object's newest
   std::uint64_t all_agreed = 0;  ///< of what is agreed on, each times its factor
   std::uint64_t ended = 0;  ///< a sum over the ticks that were ends
   unsigned refusals = 0;   ///< of the barrier
@@ -564,7 +565,9 @@ struct engine {
 
   /// A hash of all that what comes depends on, but for what may be spent; see explorer.hpp.
   [[nodiscard]] std::uint64_t state() const noexcept {
-    std::uint64_t all = fold(fold(fold(current->id, all_stores), all_agreed), agreed->sum);
+    const bool old = stale != stale_bound;
+    std::uint64_t all = fold(current->id, old ? all_stores : newest_stores);
+    if (old) all = fold(fold(all, all_agreed), agreed->sum);
     for (unsigned i = 0; i < info->of.threads; ++i) {
       const fiber& f = fibers[i];
       const unsigned flags = unsigned{f.begun} | unsigned{f.finished} << 1 | unsigned{f.parked} << 2 |
@@ -572,7 +575,8 @@ struct engine {
                              unsigned{f.blocked_on != nullptr} << 5 | unsigned{f.awaits != nullptr} << 6;
       all = fold(fold(all, f.history), flags);
       if (f.finished || f.parked) continue;
-      all = fold(fold(all, f.seen->sum), std::uint64_t{f.owed} << 32 | f.ran_since);
+      all = fold(all, std::uint64_t{f.owed} << 32 | f.ran_since);
+      if (old) all = fold(all, f.seen->sum);
     }
     return all;
   }
@@ -767,27 +771,44 @@ struct engine {
     if (acquires(how)) join(seen, x.stores[number].shown);
     if (how == order::seq_cst && at > x.agreed) agree(x, at);
     fiber& f = *current;
-    f.history = fold(fold(f.history, 2 * x.id), x.stores[number].event);
-    f.values = fold(f.values, x.stores[number].value);
-    return x.stores[number].value;
+    const message& m = x.stores[number];
+    f.history = fold(fold(f.history, 2 * x.id), m.value);
+    if (acquires(how)) f.history = fold(f.history, m.past);
+    f.values = fold(f.values, m.value);
+    return m.value;
   }
 
-  /// `continued`: what the store shows of the one that it replaces, by a read-modify-write.
-  void write(object& x, void* at, unsigned bytes, std::uint64_t value, order how, view* continued) noexcept {
+  /// What a store adds to the state while old values may be read, and what the newest of an object adds when none may.
+  [[nodiscard]] static std::uint64_t part(const object& x, std::size_t number) noexcept {
+    const message& m = x.stores[number];
+    return fold(fold(part_of_newest(x), m.shown == nullptr ? 0 : m.shown->sum), number);
+  }
+  [[nodiscard]] static std::uint64_t part_of_newest(const object& x) noexcept {
+    return fold(fold(x.stores.back().value, x.stores.back().past), factors[x.id]);
+  }
+
+  /// `continues`: as a read-modify-write, which shows what the store shows that it replaces.
+  void write(object& x, void* at, unsigned bytes, std::uint64_t value, order how, bool continues) noexcept {
     view& seen = *current->seen;
     const auto number = static_cast<stamp>(x.stores.size());
     if (x.stores.size() == 32000) fail("too many stores to one object");
     advance(seen, x.id, number);
-    view* shown = continued;
-    if (releases(how)) {
-      shown = copy_of(seen);
-      join(*shown, continued);
-    }
     fiber& f = *current;
     f.history = fold(f.history, 2 * x.id + 1);
-    x.stores.push_back({value, shown, f.history});
-    const std::uint64_t shows = shown == nullptr ? 0 : shown->sum;
-    all_stores += fold(fold(f.history, shows), static_cast<std::uint64_t>(number) * factors[x.id]);
+    message next{value, nullptr, 0};
+    if (continues) {
+      next.shown = x.stores.back().shown;
+      next.past = x.stores.back().past;
+    }
+    if (releases(how)) {
+      view* const continued = std::exchange(next.shown, copy_of(seen));
+      join(*next.shown, continued);
+      next.past = fold(f.history, next.past);
+    }
+    newest_stores -= part_of_newest(x);
+    x.stores.push_back(next);
+    newest_stores += part_of_newest(x);
+    all_stores += part(x, x.stores.size() - 1);
     if (how == order::seq_cst) agree(x, number);
     set_inline(at, bytes, value);
   }
@@ -900,7 +921,7 @@ struct engine {
     restore();
     ++execution;
     depth = preemptions = stale = 0;
-    total = ticks = ended = all_stores = all_agreed = random_steps = 0;
+    total = ticks = ended = all_stores = newest_stores = all_agreed = random_steps = 0;
     refusals = 0;
     script_at = 0;
     decisions.clear();
@@ -1081,7 +1102,7 @@ void store(void* at, unsigned bytes, std::uint64_t value, order how, const place
   }
   const operation now{x, kind::change, how == order::seq_cst};
   e->before(now);
-  e->write(*x, at, bytes, value, how, nullptr);
+  e->write(*x, at, bytes, value, how, false);
   e->print("store", *x, value, how, from);
   e->after(now);
 }
@@ -1115,7 +1136,7 @@ std::uint64_t modify(void* at, unsigned bytes, change what, std::uint64_t operan
   const std::size_t newest = x->stores.size() - 1;
   const std::uint64_t old = e->read(*x, newest, how);
   const std::uint64_t value = changed(old, what, operand, bytes);
-  e->write(*x, at, bytes, value, how, x->stores[newest].shown);
+  e->write(*x, at, bytes, value, how, true);
   e->print("modify", *x, value, how, from);
   e->after(now);
   return old;
@@ -1139,7 +1160,7 @@ bool compare_exchange(void* at, unsigned bytes, std::uint64_t& expected, std::ui
   const std::size_t newest = x->stores.size() - 1;
   if (number == newest && x->stores[newest].value == expected) {
     static_cast<void>(e->read(*x, newest, success));
-    e->write(*x, at, bytes, desired, success, x->stores[newest].shown);
+    e->write(*x, at, bytes, desired, success, true);
     e->print("exchange", *x, desired, success, from);
     e->after({x, kind::change, success == order::seq_cst});
     return true;
@@ -1203,7 +1224,7 @@ void lock(bool& locked, const place& from) noexcept {
   }
   const std::size_t newest = x->stores.size() - 1;
   static_cast<void>(e->read(*x, newest, order::acquire));
-  e->write(*x, &locked, 1, 1, order::relaxed, x->stores[newest].shown);
+  e->write(*x, &locked, 1, 1, order::relaxed, true);
   e->print("lock", *x, 1, order::acquire, from);
   e->after(now);
 }
@@ -1215,7 +1236,7 @@ bool try_lock(bool& locked, const place& from) noexcept {
   const operation now{x, kind::change, false};
   e->before(now);
   if (locked) {
-    e->remember(happening::noticed, x->stores.back().event);
+    e->remember(happening::noticed);
     e->current->values = fold(e->current->values, 1);
     e->print("try_lock", *x, 1, order::relaxed, from, "  refused");
     e->after({x, kind::load, false});
@@ -1223,7 +1244,7 @@ bool try_lock(bool& locked, const place& from) noexcept {
   }
   const std::size_t newest = x->stores.size() - 1;
   static_cast<void>(e->read(*x, newest, order::acquire));
-  e->write(*x, &locked, 1, 1, order::relaxed, x->stores[newest].shown);
+  e->write(*x, &locked, 1, 1, order::relaxed, true);
   e->print("try_lock", *x, 1, order::acquire, from);
   e->after(now);
   return true;
@@ -1238,7 +1259,7 @@ void unlock(bool& locked, const place& from) noexcept {
   }
   const operation now{x, kind::change, false};
   e->before(now);
-  e->write(*x, &locked, 1, 0, order::release, nullptr);
+  e->write(*x, &locked, 1, 0, order::release, false);
   for (fiber& each : e->fibers)
     if (each.waits_for == x) each.waits_for = nullptr;
   e->print("unlock", *x, 0, order::release, from);

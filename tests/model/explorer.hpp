@@ -18,12 +18,15 @@
 ///   Who was preempted before an operation goes on only after an operation of another that conflicts with it: otherwise the
 ///   preemption after the operation leads to the same, costs no more, and comes first in the search.
 ///   A state is searched once, unless less was spent on the way to it, or fewer threads sleep there. It is told by a hash of
-///   what it follows from: each thread's history, that is, the stores that it has read from, with the histories of their
-///   writers (the happens-before relation and the values), and what it has chosen; the stores of each object, in order, with
-///   what each shows; what each thread has seen; who runs, waits or sleeps. A thread's own state and plain data follow from
-///   that, since a race on plain data is a find: so what threads share must be an object of door.hpp, or be announced as
-///   plain, or commute. A step changes a history, so that no execution meets a state twice. That two of n states have one hash
-///   of 64 bits has a probability of n^2 / 2^65: 3 in 10^6 for 10^7. States that find no room are searched again.
+///   what it follows from: each thread's history, that is, the values that it has read, what it has chosen, and, of each store
+///   that it has acquired, the history of who released it (the happens-before relation); each object's stores, in order, with
+///   their values, what they show, and whose history they hand on; what each thread has seen; who runs, waits or sleeps. Who
+///   has written what a relaxed load reads is no part of it: such a load learns the value alone. When no more old values may
+///   be read, the newest store of each object is enough, and what threads have seen is no part of it. A thread's own state and
+///   plain data follow from that, since a race on plain data is a find: so what threads share must be an object of door.hpp,
+///   or be announced as plain, or commute. A step changes a history, so that no execution meets a state twice. That two of n
+///   states have one hash of 64 bits has a probability of n^2 / 2^65: 3 in 10^6 for 10^7. States that find no room are
+///   searched again.
 ///   Of old stores with one value a load returns only the oldest that hands over no more than the others: who knows less may
 ///   read, and race with, all that who knows more may.
 ///   A thread is not parked after a step that shows the others nothing: it might as well have been parked before.
