@@ -33,7 +33,7 @@ constexpr std::size_t table_bytes = std::size_t{256} << 20;
 constexpr std::size_t view_bytes = std::size_t{1} << 30;
 constexpr std::uint64_t most_operations = 200000;  ///< of one execution: more are no progress
 constexpr std::uint32_t most_objects = 8192;
-constexpr unsigned most_options = 31;
+constexpr unsigned most_options = 63;
 constexpr unsigned most_lines = 2000;
 constexpr std::size_t page_bytes = 4096;
 constexpr unsigned least_states_log2 = 16;
@@ -134,7 +134,7 @@ struct operation {
 }
 
 /// Not std::has_single_bit, which calls a function where the processor may lack the instruction.
-[[nodiscard]] constexpr bool at_most_one_bit(std::uint32_t bits) noexcept { return (bits & (bits - 1)) == 0; }
+[[nodiscard]] constexpr bool at_most_one_bit(std::uint64_t bits) noexcept { return (bits & (bits - 1)) == 0; }
 
 /// Hashes: of one value behind another, in order.
 [[nodiscard]] constexpr std::uint64_t fold(std::uint64_t before, std::uint64_t more) noexcept {
@@ -270,7 +270,7 @@ struct fiber {
 /// A choice of the search that has alternatives.
 struct branch {
   std::uint8_t taken;
-  std::uint32_t allowed;
+  std::uint64_t allowed;
 };
 
 /// A choice that was not the first option; what is repeated.
@@ -455,7 +455,7 @@ struct engine {
     return &d;
   }
 
-  [[nodiscard]] unsigned search(std::uint32_t allowed) {
+  [[nodiscard]] unsigned search(std::uint64_t allowed) {
     if (allowed == 0) end(ending::pruned);
     if (!learnt.empty()) return static_cast<unsigned>(std::countr_zero(allowed));
     if (at_most_one_bit(allowed)) return static_cast<unsigned>(std::countr_zero(allowed));
@@ -469,7 +469,7 @@ struct engine {
     unsigned taken = 0;
     if (count > most_options) fail("too many options for the explorer");
     if (by == mode::exhaustive) {
-      taken = search((std::uint32_t{1} << count) - 1);
+      taken = search((std::uint64_t{1} << count) - 1);
     } else if (by == mode::random) {
       taken = static_cast<unsigned>(random() % count);
     } else if (const decision* const d = scripted('?')) {
@@ -515,10 +515,10 @@ struct engine {
     if (count == 0) return end_of_threads();
     unsigned taken = 0;
     if (by == mode::exhaustive) {
-      std::uint32_t allowed = 0;
+      std::uint64_t allowed = 0;
       for (unsigned i = 0; i < count; ++i) {
         const bool free = voluntary || i == 0 || preemptions < bound;
-        if (free && !options[i]->asleep) allowed |= std::uint32_t{1} << i;
+        if (free && !options[i]->asleep) allowed |= std::uint64_t{1} << i;
       }
       // What is repeated has been seen. Where nothing is to be chosen, a look now and then costs less.
       const bool look = voluntary || !at_most_one_bit(allowed) || from.steps % 8 == 0;
@@ -697,7 +697,15 @@ struct engine {
       fiber& each = fibers[i];
       if (&each == &f) continue;
       if (done.what != kind::pause) each.paused = false;
-      if (each.asleep && conflict(each.next, done, old)) each.asleep = false;
+    }
+    wake(done, old);
+  }
+
+  /// Those whose next operation may do something else now than before.
+  void wake(const operation& done, bool old) noexcept {
+    for (unsigned i = 0; i < info->of.threads; ++i) {
+      fiber& each = fibers[i];
+      if (&each != current && each.asleep && conflict(each.next, done, old)) each.asleep = false;
     }
   }
 
@@ -843,11 +851,11 @@ struct engine {
         if (!covered) old_values.push_back(i);
       }
       if (old_values.empty()) return newest;
-      if (old_values.size() >= most_options) fail("too many old values for the explorer");
+      if (by == mode::exhaustive && old_values.size() >= most_options) fail("too many old values for the explorer");
       const auto count = static_cast<unsigned>(old_values.size()) + 1;
       unsigned at = 0;
       if (by == mode::exhaustive)
-        at = search((std::uint32_t{1} << count) - 1);
+        at = search((std::uint64_t{1} << count) - 1);
       else if (random() % 8 == 0)
         at = static_cast<unsigned>(random() % count);
       if (at != 0) taken = old_values[old_values.size() - at];
@@ -1217,6 +1225,7 @@ void lock(bool& locked, const place& from) noexcept {
   while (locked) {
     e->count_operation();  // a choice of its own
     e->current->waits_for = x;
+    e->wake(now, false);  // who was preempted before it unlocks: after that, this one would not have waited
     e->remember(happening::waited);
     e->print("waits for mutex", from);
     e->decide();
@@ -1330,6 +1339,7 @@ bool others_are_stopped() noexcept {
   engine* const e = the;
   if (e == nullptr || !e->exploring) return true;
   bool all = true;
+  e->wake({nullptr, kind::barrier, true}, false);  // who is asleep may stop after its next operation
   for (unsigned i = 0; i < e->info->of.threads; ++i) all = all && (&e->fibers[i] == e->current || e->fibers[i].stopped());
   e->remember(happening::looked, all);
   return all;
@@ -1520,7 +1530,7 @@ outcome explore(const scenario_info& of, const limits& within, std::vector<std::
     more = false;
     while (!e.branches.empty() && !more) {
       branch& last = e.branches.back();
-      const std::uint32_t later = last.allowed & ~((std::uint32_t{2} << last.taken) - 1);
+      const std::uint64_t later = last.allowed & ~((std::uint64_t{2} << last.taken) - 1);
       more = later != 0;
       if (more)
         last.taken = static_cast<std::uint8_t>(std::countr_zero(later));

@@ -150,6 +150,43 @@ struct nobody_comes : scenario {
   }
 };
 
+/// The second thread waits between two reads, and the first, which has been preempted as the holder, goes on by itself.
+struct preempted_holder : scenario {
+  mutex held;
+  atomic<int> ready{0};
+  atomic<int> word{0};
+  void thread(unsigned self) override {
+    if (self == 0) {
+      held.lock();
+      ready.store(1, release);
+      held.unlock();
+      word.store(1, relaxed);
+    } else if (ready.load(acquire) == 1) {
+      const int before = word.load(relaxed);
+      const std::lock_guard lock(held);
+      ORDERLY_EXPECT(word.load(relaxed) == before, "the word has changed while this thread waited");
+    }
+  }
+};
+
+/// The second thread sees that the first has not ended, which is then before its last step.
+struct looked_at : scenario {
+  atomic<int> ready{0};
+  atomic<int> last{0};
+  bool was_running = false;
+  void thread(unsigned self) override {
+    if (self == 0) {
+      ready.store(1, release);
+      last.store(1, relaxed);
+    } else if (ready.load(acquire) == 1) {
+      was_running = !others_are_stopped();
+    } else {
+      last.store(2, relaxed);
+    }
+  }
+  void check() override { ORDERLY_EXPECT(!was_running, "it was running"); }
+};
+
 /// A parked holder of a mutex stops the other, who needs it or not.
 template <bool needs_it>
 struct parked_holder : scenario {
@@ -210,6 +247,8 @@ const registered<spin> i1("self", "spin");
 const registered<nobody_comes> i2("self", "spin-for-ever", wrong);
 const registered<parked_holder<false>> j1("self", "parked-holder", {.parked = 1});
 const registered<parked_holder<true>> j2("self", "parked-holder-in-the-way", {.parked = 1, .must_fail = true});
+const registered<preempted_holder> j3("self", "preempted-holder", {.short_bound = 1, .stale = 0, .must_fail = true});
+const registered<looked_at> j4("self", "looked-at", {.short_bound = 1, .stale = 0, .must_fail = true});
 const registered<told_by_condition> k1("self", "condition");
 const registered<every_choice> l1("self", "every-choice", wrong);
 
