@@ -187,6 +187,87 @@ struct looked_at : scenario {
   void check() override { ORDERLY_EXPECT(!was_running, "it was running"); }
 };
 
+// Executions that lead to states alike but for one thing. The search comes first to the one without a find; where it took the
+// other for the same, it would miss the find.
+
+enum class then { nothing, overwritten, continued };
+
+/// Two threads release one value, and only the second has data to hand on. If it comes first, the third may not use them.
+template <then what>
+struct one_value_of_two : scenario {
+  plain<int> data;
+  atomic<int> word{0};
+  std::array<atomic<int>, 2> wrote;
+  void thread(unsigned self) override {
+    if (self == 0) {
+      word.store(1, release);
+      wrote[0].store(1, relaxed);
+    } else if (self == 1) {
+      data.set(1);
+      word.store(1, release);
+      wrote[1].store(1, relaxed);
+    } else if (wrote[0].load(relaxed) + wrote[1].load(relaxed) == 2) {
+      if (what == then::continued) static_cast<void>(word.fetch_add(1, relaxed));
+      if (word.load(acquire) == 0) return;
+      if (what == then::overwritten) word.store(0, relaxed);
+      for (int i = 0; i < 8; ++i) wrote[0].fetch_add(1, relaxed);  // one of eight is looked at
+      static_cast<void>(data.get());
+    }
+  }
+};
+
+enum class known { by_itself, by_release, by_agreement };
+
+/// A word goes from 1 to 3 and back. Who has read the first 1 may read the 3 next, and who learns of that may too.
+template <known how>
+struct back_and_forth : scenario {
+  atomic<int> word{0};
+  atomic<int> told{0};
+  int first = 0;
+  static constexpr auto read_by = how == known::by_agreement ? seq_cst : relaxed;
+  void thread(unsigned self) override {
+    if (self == 0) {
+      for (const int value : {1, 3, 1}) word.store(value, relaxed);
+      told.fetch_add(1, relaxed);
+    } else if (self == 1) {
+      first = word.load(read_by);
+      if (how == known::by_release) told.store(7, release);
+      if (how != known::by_itself) return;
+      for (int i = 0; i < 8; ++i) told.fetch_add(1, relaxed);
+      read_again();
+    } else {
+      if (how == known::by_release && told.load(acquire) != 7) return;
+      read_again();
+    }
+  }
+  void read_again() {
+    const int second = word.load(read_by);
+    ORDERLY_EXPECT(first != 1 || second != 3, "first 1, then 3");
+  }
+};
+
+/// What one barrier has seen the next shows to all, be it another thread's. The first comes before the word is written.
+struct barrier_and_word : scenario {
+  atomic<int> word{0};
+  std::array<atomic<int>, 3> done;
+  void thread(unsigned self) override {
+    if (self == 0) {
+      word.store(1, relaxed);
+    } else if (self == 1) {
+      static_cast<void>(asymmetric_barrier::heavy());
+    } else if (self == 2) {
+      if (done[0].load(relaxed) + done[1].load(relaxed) != 2) return;
+      for (int i = 0; i < 8; ++i) done[2].fetch_add(0, relaxed);
+      static_cast<void>(asymmetric_barrier::heavy());
+    } else {
+      if (done[0].load(relaxed) + done[1].load(relaxed) + done[2].load(relaxed) != 3) return;
+      ORDERLY_EXPECT(word.load(relaxed) == 1, "the old word after the second barrier");
+      return;
+    }
+    done[self].store(1, relaxed);
+  }
+};
+
 /// A parked holder of a mutex stops the other, who needs it or not.
 template <bool needs_it>
 struct parked_holder : scenario {
@@ -249,6 +330,16 @@ const registered<parked_holder<false>> j1("self", "parked-holder", {.parked = 1}
 const registered<parked_holder<true>> j2("self", "parked-holder-in-the-way", {.parked = 1, .must_fail = true});
 const registered<preempted_holder> j3("self", "preempted-holder", {.short_bound = 1, .stale = 0, .must_fail = true});
 const registered<looked_at> j4("self", "looked-at", {.short_bound = 1, .stale = 0, .must_fail = true});
+constexpr traits wrong_three{.threads = 3, .stale = 0, .must_fail = true};
+const registered<one_value_of_two<then::nothing>> m1("self", "released-or-not", wrong_three);
+const registered<one_value_of_two<then::overwritten>> m2("self", "released-or-not-and-overwritten", wrong_three);
+const registered<one_value_of_two<then::continued>> m3("self", "released-or-not-and-continued", wrong_three);
+constexpr traits wrong_old{.threads = 3, .short_bound = 0, .stale = 2, .must_fail = true};
+const registered<back_and_forth<known::by_itself>> n1("self", "which-of-two", {.short_bound = 0, .stale = 2, .must_fail = true});
+const registered<back_and_forth<known::by_release>> n2("self", "which-of-two-released", wrong_old);
+const registered<back_and_forth<known::by_agreement>> n3("self", "which-of-two-agreed", wrong_old);
+const registered<barrier_and_word> o1("self", "barrier-and-word",
+                                      {.threads = 4, .short_bound = 0, .stale = 1, .must_fail = true});
 const registered<told_by_condition> k1("self", "condition");
 const registered<every_choice> l1("self", "every-choice", wrong);
 
