@@ -787,13 +787,13 @@ struct engine {
     return m.value;
   }
 
-  /// What a store adds to the state while old values may be read, and what the newest of an object adds when none may.
-  [[nodiscard]] static std::uint64_t part(const object& x, std::size_t number) noexcept {
-    const message& m = x.stores[number];
-    return fold(fold(part_of_newest(x), m.shown == nullptr ? 0 : m.shown->sum), number);
-  }
+  /// What an object's newest store adds to the state, and what each store adds while old ones may be read.
   [[nodiscard]] static std::uint64_t part_of_newest(const object& x) noexcept {
     return fold(fold(x.stores.back().value, x.stores.back().past), factors[x.id]);
+  }
+  [[nodiscard]] static std::uint64_t part_among_old(const object& x) noexcept {
+    const view* const shown = x.stores.back().shown;
+    return fold(fold(part_of_newest(x), shown == nullptr ? 0 : shown->sum), x.stores.size());
   }
 
   /// `continues`: as a read-modify-write, which shows what the store shows that it replaces.
@@ -817,7 +817,7 @@ struct engine {
     newest_stores -= part_of_newest(x);
     x.stores.push_back(next);
     newest_stores += part_of_newest(x);
-    all_stores += part(x, x.stores.size() - 1);
+    all_stores += part_among_old(x);
     if (how == order::seq_cst) agree(x, number);
     set_inline(at, bytes, value);
   }

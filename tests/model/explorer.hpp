@@ -15,8 +15,9 @@
 /// Reductions, all sound within the bound: what is left out has the same finds as something that is searched before and
 /// costs no more. `model --compare` searches with them and without, and compares what the executions come to.
 ///   What only one thread uses, or nobody writes, is no step. The set is learnt; when it grows, the search starts again.
-///   Who was preempted before an operation goes on only after an operation of another that conflicts with it: otherwise the
-///   preemption after the operation leads to the same, costs no more, and comes first in the search.
+///   Who was preempted before an operation goes on only after an operation of another that conflicts with it, or that waits
+///   for what it releases: otherwise the preemption after the operation leads to the same, costs no more, and comes first in
+///   the search.
 ///   A state is searched once, unless less was spent on the way to it, or fewer threads sleep there. It is told by a hash of
 ///   what it follows from: each thread's history, that is, the values that it has read, what it has chosen, and, of each store
 ///   that it has acquired, the history of who released it (the happens-before relation); each object's stores, in order, with
