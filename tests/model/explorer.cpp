@@ -37,7 +37,7 @@ constexpr unsigned most_options = 63;
 constexpr unsigned most_lines = 2000;
 constexpr std::size_t page_bytes = 4096;
 constexpr unsigned least_states_log2 = 16;
-constexpr unsigned most_states_log2 = 25;  ///< 256 MiB of states; then old ones make room for new ones
+constexpr unsigned most_states_log2 = 28;  ///< 2 GiB of states; then old ones make room for new ones
 
 /// The explorer's own memory, apart from the scenarios'.
 template <class T>
