@@ -684,7 +684,7 @@ const registered<given_by_barrier> b3("lanes", "given-by-barrier", usual);
 const registered<one_waits_for_two> c1("lanes", "one-waits-for-two", usual);
 const registered<wait_refused<1>> c2("lanes", "wait-refused", usual);
 const registered<wait_refused<of_streams::aside>> c3("lanes", "wait-refused-past-caches",
-                                                     {.long_bound = 2, .stale = 1, .far_bound = 3});
+                                                     {.long_bound = 2, .stale = 1, .far_bound = 4});
 const registered<for_the_host> c4("lanes", "for-the-host", usual);
 const registered<for_the_host_from_a_cache> c5("lanes", "for-the-host-from-a-cache", usual);
 const registered<capture_takes> d1("lanes", "capture-takes", usual);

@@ -722,7 +722,7 @@ const registered<copied_and_freed_twice> g2("relocation", "copied-and-freed-twic
 const registered<copied_unused> g3("relocation", "copied-unused");
 const registered<copied_in_two> h1("relocation", "copied-in-two");
 const registered<copying_and_using> h3("relocation", "copying-and-using");
-const registered<old_place_taken> h2("relocation", "old-place-taken", {.long_bound = 2, .far_bound = 3});
+const registered<old_place_taken> h2("relocation", "old-place-taken", {.long_bound = 2, .far_bound = 4});
 const registered<copied_and_released> i1("relocation", "copied-and-released");
 const registered<released_without_event> i4("relocation", "released-without-event");
 const registered<used_elsewhere> j1("relocation", "used-elsewhere");
