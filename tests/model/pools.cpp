@@ -658,7 +658,7 @@ constexpr traits refused{.stale = 1, .barrier_refusals = 2};
 constexpr traits exiting{.long_bound = 3, .stale = 1, .far_bound = 4, .exits = true};
 constexpr traits small_exiting{.stale = 1, .exits = true};
 constexpr traits three{.threads = 3, .stale = 1};
-constexpr traits three_long{.threads = 3, .long_bound = 2, .stale = 1, .far_bound = 3};
+constexpr traits three_long{.threads = 3, .long_bound = 2, .stale = 1, .far_bound = 4};
 constexpr traits parked{.stale = 1, .parked = 1};
 constexpr traits parked_long{.long_bound = 2, .stale = 1, .far_bound = 4, .parked = 1};
 
