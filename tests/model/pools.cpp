@@ -655,8 +655,7 @@ struct tagged_double_free : of_tags {
 constexpr traits usual{.stale = 1};
 constexpr traits usual_without{.stale = 1, .barrier = false};
 constexpr traits refused{.stale = 1, .barrier_refusals = 2};
-constexpr traits exiting{.long_bound = 3, .stale = 1, .far_bound = 4, .exits = true};
-constexpr traits small_exiting{.stale = 1, .exits = true};
+constexpr traits exiting{.stale = 1, .exits = true};
 constexpr traits three{.threads = 3, .stale = 1};
 constexpr traits three_long{.threads = 3, .long_bound = 2, .stale = 1, .far_bound = 4};
 constexpr traits parked{.stale = 1, .parked = 1};
@@ -683,7 +682,7 @@ const registered<double_free<false>> f2("home", "double-free-of-unknown-size", u
 const registered<press_after_a_refusal> d3("pool", "press-after-a-refusal", usual);
 const registered<double_free_of_a_large_one> f5("home", "double-free-of-a-large-one", usual);
 const registered<double_free_collected> f8("home", "double-free-collected", usual);
-const registered<small_blocks> g7("exit", "small-blocks", small_exiting);
+const registered<small_blocks> g7("exit", "small-blocks", exiting);
 const registered<wrong_frees> f6("home", "wrong-frees", usual);
 const registered<collected> f7("home", "collected", usual);
 
@@ -693,12 +692,12 @@ const registered<tagged<2>> t4("tags", "return-to-a-third", three);
 const registered<tagged_double_free> t3("tags", "double-free", usual);
 const registered<tags_looked_at> t5("tags", "tags-looked-at", usual);
 
-const registered<exit_and_return> g1("exit", "return", small_exiting);
-const registered<front_changes_hands> g2("exit", "front-changes-hands", small_exiting);
+const registered<exit_and_return> g1("exit", "return", exiting);
+const registered<front_changes_hands> g2("exit", "front-changes-hands", exiting);
 const registered<front_made> g4("exit", "front-made", usual);
 const registered<return_to_nobody> g5("exit", "return-to-nobody", usual);
 const registered<return_to_nobody> g6("exit", "return-to-nobody-without-barrier", usual_without);
-const registered<pool_ends> g3("exit", "pool-ends", small_exiting);
+const registered<pool_ends> g3("exit", "pool-ends", exiting);
 
 const registered<grow> h1("growth", "grow", usual);
 const registered<grow_refused> h2("growth", "grow-refused", usual);
