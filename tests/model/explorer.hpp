@@ -26,8 +26,8 @@
 ///   be read, the newest store of each object is enough, and what threads have seen is no part of it. A thread's own state and
 ///   plain data follow from that, since a race on plain data is a find: so what threads share must be an object of door.hpp,
 ///   or be announced as plain, or commute. A step changes a history, so that no execution meets a state twice. That two of n
-///   states have one hash of 64 bits has a probability of n^2 / 2^65: 3 in 10^6 for 10^7. States that find no room are
-///   searched again.
+///   states have one hash of 64 bits has a probability of n^2 / 2^65: 3 in 10^6 for 10^7, and 2 in 10^3 for 3 x 10^8,
+///   as the longest search of the long run has. States that find no room are searched again.
 ///   Of old stores with one value a load returns only the oldest that hands over no more than the others: who knows less may
 ///   read, and race with, all that who knows more may.
 ///   A thread is not parked after a step that shows the others nothing: it might as well have been parked before.
